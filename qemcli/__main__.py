@@ -1,0 +1,5 @@
+"""`python -m qemcli` is `qem`."""
+
+from qemcli.cli import main
+
+main()

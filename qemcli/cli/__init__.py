@@ -1,0 +1,80 @@
+"""The door: run the command tree and turn what goes wrong into one line and the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from types import FrameType
+from typing import NoReturn
+
+from qemcli.errors import QemError
+
+ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+def _say(message: str, hint: str | None = None) -> None:
+    from qemcli.cli._out import printable
+
+    print(f"error: {printable(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint:  {printable(hint)}", file=sys.stderr)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def _crash(error: BaseException) -> int:
+    """A bug of ours: the traceback goes to a file, the user gets one line."""
+    with tempfile.NamedTemporaryFile("w", prefix="qem-crash-", suffix=".txt", delete=False) as file:
+        file.write(f"arguments: {sys.argv[1:]}\n")
+        traceback.print_exception(error, file=file)
+    _say(f"a bug in qem ({type(error).__name__})", f"please report it with {file.name}")
+    return 70
+
+
+def _silence() -> None:
+    """stdout is gone: let the interpreter's last flush go nowhere instead of complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _code(error: BaseException) -> int:
+    """The exit code of what a command raised, after saying it."""
+    if isinstance(error, QemError):
+        _say(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        _silence()
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted", getattr(error, "hint", None))
+        return 130
+    if isinstance(error, MemoryError):
+        _say("out of memory", "try a smaller --batch-size or --limit")
+        return 5
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        _say(f"{error.strerror}: {error.filename or 'writing the output'}")
+        return 5
+    return _crash(error)
+
+
+def main() -> NoReturn:
+    """The `qem` command."""
+    # Read by OpenMP when torch is first imported: spinning threads cost 17x and more on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    signal.signal(signal.SIGTERM, _terminated)
+    from qemcli.cli._tree import Cut, app
+
+    try:
+        app(prog_name="qem")
+    except SystemExit:
+        raise
+    except Cut as cut:
+        sys.exit(_code(cut.cause))
+    except BaseException as error:
+        sys.exit(_code(error))
+    sys.exit(0)
