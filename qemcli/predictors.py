@@ -1,0 +1,242 @@
+"""Predictors: a trained metanetwork with its weight space, its design and its card.
+
+On disk a predictor is a folder: `predictor.safetensors` (tensors; weight space and design in the header),
+`README.md` (the card) and, for those that ship, `expected.json` (answers that must come out again).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qemcli import registry
+from qemcli.errors import InputError, UsageError
+from qemcli.shipped import shipped
+from qemcli.spaces import WeightSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+FILE = "predictor.safetensors"
+QUASI = ("none", "balanced", "exact", "paper", "released")
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is trained: an architecture, its configuration, and the mode of its quasi layer.
+
+    `balanced` stands in front of any architecture; the other modes are layers inside it (quasi.py).
+    """
+
+    architecture: str
+    quasi: str = "none"
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> bool:
+        return self.quasi == "balanced"
+
+    def build(self, space: WeightSpace, outputs: int = 1) -> nn.Module:
+        """A fresh module for this weight space; UsageError for what the architecture does not have."""
+        if self.quasi not in QUASI:
+            raise UsageError(f"no quasi mode is called '{self.quasi}'", registry.suggest(self.quasi, list(QUASI)))
+        module = registry.load("architectures", self.architecture)
+        return module.Model(space, self._configured(module.Config, outputs))
+
+    def _configured(self, config: type, outputs: int) -> Any:
+        known = {f.name: f for f in dataclasses.fields(config)}
+        inside = self.quasi not in ("none", "balanced")
+        if inside and "quasi" not in known:
+            raise UsageError(
+                f"'{self.architecture}' has no equivariant layer to put the quasi mode '{self.quasi}' on",
+                "use --quasi balanced: it stands in front of any architecture",
+            )
+        chosen = {**self.config, "outputs": outputs, **({"quasi": self.quasi} if inside else {})}
+        for name, value in chosen.items():
+            if name not in known:
+                raise UsageError(
+                    f"'{self.architecture}' has no setting '{name}'", registry.suggest(name, sorted(known))
+                )
+            chosen[name] = tuple(value) if isinstance(value, list) else value
+        return config(**chosen)
+
+
+def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as the metanetwork takes them: carried to their balanced representative, or as they are."""
+    if not design.balanced:
+        return dict(w)
+    from qemcli.balance import balance
+
+    return balance(space, w)[0]
+
+
+@dataclass
+class Predictor:
+    """A trained metanetwork: `predictor(w)` is its raw answer, `predictor.predict(...)` the task's."""
+
+    name: str
+    space: WeightSpace
+    design: Design
+    task: str
+    model: nn.Module
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, w: Mapping[str, Tensor]) -> Tensor:
+        """w of (b, *shape) -> raw outputs (b, outputs), the balance included."""
+        return self.model(prepared(self.design, self.space, w))
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def claims(self) -> set[str]:
+        """The groups under which the answer is exactly invariant by design."""
+        own = set(self.model.claims(self.space))  # type: ignore[operator]
+        if self.design.balanced and "permutation" in own:
+            from qemcli.groups import applicable
+
+            # Balance removes the diagonal group: what is left is a permutation (balance.md's theorem).
+            own |= {g for g in applicable(self.space) if g in ("scale", "sign", "monomial")}
+        return own
+
+    def predict(self, flat: Tensor, batch_size: int = 256, device: str = "cpu") -> Tensor:
+        """(n, D) rows in the order of the space -> the task's answers, (n,) or (n, classes).
+
+        A network with a weight that is not finite gets NaN: it has no generalisation to predict.
+        """
+        import torch
+
+        answer = registry.load("tasks", self.task).answer
+        self.model.to(device).eval()
+        parts = []
+        with torch.no_grad():
+            for rows in flat.split(batch_size):
+                finite = rows.isfinite().all(dim=1)
+                clean = torch.where(finite[:, None], rows, torch.zeros_like(rows)).to(device)
+                part = answer(self(self.space.unflatten(clean))).cpu()
+                part[~finite] = float("nan")
+                parts.append(part)
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def reads(self, space: WeightSpace) -> bool:
+        """True where networks of this weight space are what the predictor was trained on."""
+        same = space.activation is None or space.activation == self.space.activation
+        return self.space.fits(space) and same
+
+    def save(self, folder: Path) -> Path:
+        """Write predictor.safetensors into `folder`, beside and renamed; returns the file."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {**dataclasses.asdict(self.design), "task": self.task, "name": self.name}
+        header = {
+            "qem.kind": "predictor",
+            "qem.space": self.space.to_json(),
+            "qem.config": json.dumps(record),
+            "qem.provenance": json.dumps(self.provenance),
+        }
+        beside = folder / f".{FILE}.{os.getpid()}.tmp"
+        state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        save_file(state, beside, metadata=header)
+        os.replace(beside, folder / FILE)
+        return folder / FILE
+
+    @classmethod
+    def load(cls, where: str | Path) -> Predictor:
+        """Read a predictor by its name in models/, its file, its folder, or `hf://owner/name`."""
+        path = locate(where)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        return cls._from(path, header, state)
+
+    @classmethod
+    def _from(cls, path: Path, header: dict[str, str], state: dict[str, Tensor]) -> Predictor:
+        space, record = read_header(path, header)
+        design = Design(record["architecture"], record["quasi"], record["config"])
+        task = record["task"]
+        model = design.build(space, registry.load("tasks", task).OUTPUTS)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise InputError(f"{path}: its tensors are not those of '{design.architecture}': {first}") from None
+        provenance = json.loads(header.get("qem.provenance", "{}"))
+        return cls(record.get("name", path.parent.name), space, design, task, model.eval(), provenance)
+
+
+def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dict[str, Any]]:
+    """(weight space, design record) of a predictor's header; InputError where it is something else."""
+    if header.get("qem.kind") != "predictor":
+        raise InputError(f"{path}: a safetensors file, but not a qem predictor", "see `qem models`")
+    try:
+        record = json.loads(header["qem.config"])
+        missing = {"architecture", "quasi", "config", "task"} - set(record)
+    except (KeyError, ValueError, TypeError):
+        record, missing = {}, {"qem.config"}
+    if missing:
+        raise InputError(f"{path}: the predictor's header lacks {', '.join(sorted(missing))}")
+    return WeightSpace.from_json(header.get("qem.space", "")), record
+
+
+def locate(where: str | Path) -> Path:
+    """The predictor.safetensors that a PREDICTOR argument means; InputError where there is none."""
+    text = str(where)
+    if text.startswith("hf://"):
+        from qemcli.hub import snapshot
+
+        return snapshot(text, ["*.safetensors", "*.md", "*.json"]) / FILE
+    for path in (Path(text), shipped("models") / text):
+        if path.is_file():
+            return path
+        if (path / FILE).is_file():
+            return path / FILE
+    known = [folder.name for folder in installed()]
+    hint = registry.suggest(text, known) if known else "train one with `qem train`"
+    raise InputError(f"no predictor is called '{text}', and no file or folder is", hint)
+
+
+def installed() -> list[Path]:
+    """The folders of the predictors that ship with the package, by name."""
+    return sorted(path.parent for path in shipped("models").glob(f"*/{FILE}"))
+
+
+def headers() -> Iterator[tuple[Path, WeightSpace, dict[str, Any]]]:
+    """(folder, weight space, design record) of every shipped predictor, without building it."""
+    from safetensors import safe_open
+
+    for folder in installed():
+        with safe_open(folder / FILE, framework="np") as file:
+            space, record = read_header(folder / FILE, file.metadata() or {})
+        yield folder, space, record
+
+
+def choose(task: str, space: WeightSpace, say: Callable[[str], None]) -> Predictor:
+    """The shipped predictor whose task and weight space fit; InputError that says what would."""
+    seen = []
+    for folder, theirs, record in headers():
+        seen.append(f"{folder.name} ({record['task']}, {theirs.family} {theirs.widths}, {theirs.activation})")
+        fits = theirs.fits(space) and space.activation in (None, theirs.activation)
+        if record["task"] == task and fits:
+            why = f"{theirs.family} {theirs.widths}, {theirs.activation}"
+            say(f"predictor: {folder.name} (its weight space fits: {why})")
+            if space.activation is None:
+                say(f"note: the networks' activation is not known; {theirs.activation} is assumed")
+            return Predictor.load(folder)
+    raise InputError(
+        f"no shipped predictor of '{task}' reads {space.family} networks of widths {space.widths} "
+        f"with activation {space.activation or 'unknown'}",
+        f"shipped: {'; '.join(seen) or 'none'}. Train one: qem train --zoo ZOO",
+    )

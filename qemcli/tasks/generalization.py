@@ -1,0 +1,72 @@
+"""How well does each network generalise? Its test accuracy, read from the weights alone.
+
+The target is `test_accuracy` in [0, 1]; a metanetwork answers one logit a network and the loss is the cross-entropy
+with the accuracy as a soft label (Unterthiner et al., arXiv:2002.11448, use the same target; Zhou et al.,
+arXiv:2302.14040, the same loss).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qemcli.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import Tensor
+
+TARGET = "test_accuracy"
+OUTPUTS = 1
+METRIC = "tau"
+ANSWER = "the predicted test accuracy"
+
+
+def target(index: pandas.DataFrame) -> np.ndarray:
+    """(n,) accuracies in [0, 1], NaN where none is recorded; InputError where they are not fractions."""
+    if TARGET not in index:
+        return np.full(len(index), np.nan)
+    values = index[TARGET].to_numpy(dtype=np.float64, na_value=np.nan)
+    known = values[np.isfinite(values)]
+    if known.size and (known.min() < 0 or known.max() > 1):
+        raise InputError(
+            f"column '{TARGET}' runs from {known.min():.4g} to {known.max():.4g}, not within [0, 1]",
+            "give accuracies as fractions (percent / 100)",
+        )
+    return values
+
+
+def loss(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of (b, 1) logits with (b,) soft labels, the mean over the batch."""
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    return binary_cross_entropy_with_logits(output[:, 0], target)
+
+
+def answer(output: Tensor) -> Tensor:
+    """(b, 1) logits -> (b,) accuracies in (0, 1)."""
+    return output[:, 0].sigmoid()
+
+
+def tau(prediction: np.ndarray, label: np.ndarray) -> float:
+    """Kendall's tau-b; NaN where either side is constant, which is a failure and not a zero."""
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(prediction, label).statistic)
+
+
+def r2(prediction: np.ndarray, label: np.ndarray) -> float:
+    """1 - SSE / SST over the whole set; NaN for constant labels."""
+    total = float(np.sum((label - label.mean()) ** 2))
+    return 1 - float(np.sum((label - prediction) ** 2)) / total if total else float("nan")
+
+
+def score(prediction: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Kendall's tau, R2 and the mean absolute error over the networks that have a label."""
+    known = np.isfinite(label) & np.isfinite(prediction)
+    prediction, label = prediction[known], label[known]
+    if known.sum() < 2:
+        return {}
+    error = float(np.abs(prediction - label).mean())
+    return {"tau": tau(prediction, label), "r2": r2(prediction, label), "mae": error}

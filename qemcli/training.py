@@ -1,0 +1,224 @@
+"""The one training loop: seeded, resumable, stopped early by the validation score, and torchrun's where asked.
+
+The rows of a batch depend on (seed, epoch) alone, so the number of processes changes the result by rounding only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qemcli.errors import InputError, UsageError
+from qemcli.spaces import WeightSpace
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: Adam with decoupled weight decay under a one-cycle learning rate.
+
+    epochs; batch_size (networks); lr (peak); weight_decay; warmup (share of the steps that rise);
+    patience (epochs without a better validation score before stopping; 0: never).
+    """
+
+    epochs: int = 40
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Networks and what is asked of them: flat (n, D) in the order of the space, target (n,)."""
+
+    flat: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together, as torchrun describes them; alone, rank 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> Team:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls(int(os.environ.get("RANK", "0")), size)
+
+
+def check(train: Rows, val: Rows, what: str) -> None:
+    """Refuse what cannot be learned from: too few networks, or a target that is constant."""
+    if len(train) < 8 or len(val) < 2:
+        raise InputError(
+            f"{len(train)} networks to train on and {len(val)} to validate with '{what}' recorded",
+            "at least 8 and 2 are needed: a zoo with a split column, or more checkpoints",
+        )
+    if float(train.target.std()) == 0:
+        raise InputError(f"'{what}' is the same for all {len(train)} training networks: nothing to learn")
+
+
+def outputs(model: nn.Module, space: WeightSpace, flat: Tensor, batch_size: int, device: str) -> Tensor:
+    """Raw answers (n, outputs) in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        parts = [model(space.unflatten(rows.to(device))).cpu() for rows in flat.split(batch_size)]
+    return torch.cat(parts)
+
+
+class Run:
+    """One training run and its state; `fit` goes through it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: WeightSpace,
+        task: ModuleType,
+        schedule: Schedule,
+        seed: int,
+        device: str = "cpu",
+        state: Path | None = None,
+    ) -> None:
+        self.space, self.task, self.schedule = space, task, schedule
+        self.seed, self.device, self.state = seed, device, state
+        self.team = Team.join()
+        self.model = model.to(device)
+        self.parallel = nn.parallel.DistributedDataParallel(model) if self.team.size > 1 else model
+        self.history: list[dict[str, float]] = []
+        self.best = -math.inf
+        self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def _optimisers(self, train: Rows) -> None:
+        s = self.schedule
+        decays = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(decays, lr=s.lr, weight_decay=s.weight_decay)
+        steps = max(2, s.epochs * math.ceil(len(train) / s.batch_size))
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, max_lr=s.lr, total_steps=steps, pct_start=max(s.warmup, 1.5 / steps)
+        )
+
+    def fit(
+        self,
+        train: Rows,
+        val: Rows,
+        resume: bool = False,
+        on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    ) -> list[dict[str, float]]:
+        """Train; the model ends with the weights of its best validation epoch. Returns one row an epoch.
+
+        Raises InputError for data that nothing can be learned from, UsageError where the loss diverges.
+        """
+        check(train, val, self.task.TARGET)
+        self._optimisers(train)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            if resume:
+                self._restore()
+            for epoch in range(len(self.history), self.schedule.epochs):
+                row = self._epoch(epoch, train, val)
+                on_epoch(row)
+                if self._stale():
+                    break
+        self.model.load_state_dict(self.best_state)
+        self.model.eval()
+        return self.history
+
+    def _epoch(self, epoch: int, train: Rows, val: Rows) -> dict[str, float]:
+        loss = self._pass(epoch, train)
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"the training loss is not finite in epoch {epoch + 1}", "lower the learning rate (--lr)"
+            )
+        raw = outputs(self.model, self.space, val.flat, 4 * self.schedule.batch_size, self.device)
+        scores = self.task.score(self.task.answer(raw).numpy(), val.target.numpy())
+        score = scores.get(self.task.METRIC, math.nan)
+        row = {"epoch": epoch + 1, "loss": loss, **{f"val_{k}": v for k, v in scores.items()}}
+        self.history.append(row)
+        if score > self.best:
+            self.best = score
+            self.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self._save()
+        return row
+
+    def _pass(self, epoch: int, train: Rows) -> float:
+        self.model.train()
+        order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(train)))
+        total = 0.0
+        for batch in order.split(self.schedule.batch_size):
+            mine = batch[self.team.rank :: self.team.size]
+            w = self.space.unflatten(train.flat[mine].to(self.device))
+            loss = self.task.loss(self.parallel(w), train.target[mine].to(self.device))
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimiser.step()
+            self.cycle.step()
+            total += float(loss.detach()) * len(batch)
+        return total / len(train)
+
+    def _stale(self) -> bool:
+        patience, metric = self.schedule.patience, f"val_{self.task.METRIC}"
+        values = [row.get(metric, -math.inf) for row in self.history]
+        return bool(patience) and len(values) - int(np.nanargmax(values)) > patience
+
+    def _save(self) -> None:
+        if self.state is None or self.team.rank:
+            return
+        record = {
+            "schedule": asdict(self.schedule),
+            "history": self.history,
+            "best": self.best,
+            "best_state": self.best_state,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "cycle": {k: v for k, v in self.cycle.state_dict().items() if not callable(v)},
+            "generator": torch.get_rng_state(),
+        }
+        beside = self.state.with_name(f".{self.state.name}.tmp")
+        torch.save(record, beside)
+        os.replace(beside, self.state)
+
+    def _restore(self) -> None:
+        if self.state is None or not self.state.is_file():
+            return
+        record: dict[str, Any] = torch.load(self.state, weights_only=True)
+        if record["schedule"] != asdict(self.schedule):
+            raise UsageError(f"{self.state}: it was trained by another schedule", "train without --resume")
+        self.history, self.best = record["history"], record["best"]
+        self.best_state = record["best_state"]
+        self.model.load_state_dict(record["model"])
+        self.optimiser.load_state_dict(record["optimiser"])
+        self.cycle.load_state_dict(record["cycle"])
+        torch.set_rng_state(record["generator"])
+
+
+def keep_memory() -> bool:
+    """Ask glibc to keep freed memory instead of unmapping it: 2x and more on large batches of networks.
+
+    False where the C library has no mallopt. The process's memory then stays at its peak.
+    """
+    import ctypes
+    import ctypes.util
+
+    name = ctypes.util.find_library("c")
+    mallopt = getattr(ctypes.CDLL(name), "mallopt", None) if name else None
+    if mallopt is None:
+        return False
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return bool(mallopt(mmap, 1 << 30) and mallopt(trim, (1 << 31) - 1))
