@@ -1,0 +1,92 @@
+"""Samples: the networks of a zoo as one metanetwork takes them, with what the task asks of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qemcli.errors import InputError
+from qemcli.predictors import Design, prepared
+from qemcli.spaces import WeightSpace
+
+if TYPE_CHECKING:
+    import pandas
+
+    from qemcli.zoos.zoo import Zoo
+
+CHUNK = 1024  # networks carried to their representative at a time
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Networks of one weight space.
+
+    Attributes:
+        space: their weight space.
+        flat: (n, D) float32 rows, as the design takes them (balanced where it balances).
+        target: (n,) float32, what the task asks.
+        index: their rows of the zoo's index.
+    """
+
+    space: WeightSpace
+    flat: Tensor
+    target: Tensor
+    index: pandas.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def split(self, name: str) -> Sample:
+        """The rows whose split column says `name`."""
+        return self.rows(np.flatnonzero(self.index["split"].to_numpy() == name))
+
+    def rows(self, positions: np.ndarray) -> Sample:
+        at = torch.from_numpy(positions)
+        return Sample(self.space, self.flat[at], self.target[at], self.index.iloc[positions])
+
+
+def carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
+    """(n, D) -> (n, D), every network as the design takes it; in chunks, so the peak stays small."""
+    if not design.balanced:
+        return flat
+    out = torch.empty_like(flat)
+    for start in range(0, len(flat), CHUNK):
+        w = space.unflatten(flat[start : start + CHUNK])
+        out[start : start + CHUNK] = space.flatten(prepared(design, space, w))
+    return out
+
+
+def gather(zoos: list[Zoo], task: ModuleType, activation: str | None = None) -> Sample:
+    """The labelled, finite networks of some zoos, which must share one weight space; as they are stored.
+
+    Raises InputError where nothing is left, or where the zoos hold more than one weight space.
+    """
+    import pandas
+
+    spaces: list[WeightSpace] = []
+    flats, targets, tables = [], [], []
+    for zoo in zoos:
+        for space, flat, positions in zoo.load():
+            table = zoo.index.iloc[positions]
+            target = task.target(table)
+            good = np.flatnonzero(np.isfinite(target) & flat.isfinite().all(dim=1).numpy())
+            if len(good):
+                spaces.append(space.running(activation))
+                flats.append(flat[torch.from_numpy(good)])
+                targets.append(target[good])
+                tables.append(table.iloc[good])
+    if not spaces:
+        raise InputError(f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with")
+    if any(not spaces[0].fits(s) or s.activation != spaces[0].activation for s in spaces):
+        kinds = sorted({f"{s.family} {s.widths} {s.activation}" for s in spaces})
+        raise InputError(
+            f"the zoo mixes weight spaces: {'; '.join(kinds)}",
+            "pick one with --where, e.g. --where \"activation == 'relu'\"",
+        )
+    target = torch.from_numpy(np.concatenate(targets)).float()
+    return Sample(spaces[0], torch.cat(flats), target, pandas.concat(tables, ignore_index=True))
