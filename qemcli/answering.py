@@ -1,4 +1,5 @@
-"""Ask a zoo a question: every checkpoint through the predictor that fits it, failures counted and named."""
+"""Ask a zoo a question: every checkpoint through the predictor that fits it, failures counted and
+named."""
 
 from __future__ import annotations
 
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answers:
-    """One row a checkpoint that could be answered, `failed` for the others, and the predictors used."""
+    """One row a checkpoint that could be answered, `failed` for the others, and the predictors
+    used."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     predictors: list[str] = field(default_factory=list)
 
 
-def _pick(zoo: Zoo, task: str, given: Predictor | None, say: Callable[[str], None]) -> Iterator[tuple]:
-    """(space, flat, positions, predictor or the reason that there is none) for each architecture."""
+def _pick(
+    zoo: Zoo, task: str, given: Predictor | None, say: Callable[[str], None]
+) -> Iterator[tuple]:
+    """(space, flat, positions, predictor or the reason that there is none) for each
+    architecture."""
     for space, flat, positions in zoo.load():
         if given is None:
             try:
@@ -35,7 +40,9 @@ def _pick(zoo: Zoo, task: str, given: Predictor | None, say: Callable[[str], Non
             except InputError as error:
                 yield space, flat, positions, error
         elif not given.reads(space):
-            reason = f"{space.family} {space.widths} {space.activation}: not what '{given.name}' reads"
+            reason = (
+                f"{space.family} {space.widths} {space.activation}: not what '{given.name}' reads"
+            )
             theirs = f"it reads {given.space.family} {given.space.widths} {given.space.activation}"
             yield space, flat, positions, InputError(reason, theirs)
         else:
@@ -51,7 +58,8 @@ def answer(
     say: Callable[[str], None] = lambda text: None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Answers:
-    """Predict every checkpoint of the zoo; raises InputError where not one of them can be answered."""
+    """Predict every checkpoint of the zoo; raises InputError where not one of them can be
+    answered."""
     module = registry.load("tasks", task)
     found = Answers(failed=list(zoo.failures))
     error: InputError | None = None
@@ -69,13 +77,19 @@ def answer(
     if not found.rows:
         if error:
             raise error
-        reason = f": {found.failed[0]['checkpoint']}: {found.failed[0]['reason']}" if found.failed else ""
+        reason = (
+            f": {found.failed[0]['checkpoint']}: {found.failed[0]['reason']}"
+            if found.failed
+            else ""
+        )
         raise InputError(f"none of {len(found.failed)} checkpoints can be answered{reason}")
     found.rows.sort(key=lambda row: -row["prediction"])
     return found
 
 
-def _collect(found: Answers, module: ModuleType, table: Any, names: list[str], values: np.ndarray) -> None:
+def _collect(
+    found: Answers, module: ModuleType, table: Any, names: list[str], values: np.ndarray
+) -> None:
     labels = module.target(table)
     for name, value, label in zip(names, values, labels, strict=True):
         if not np.isfinite(value):

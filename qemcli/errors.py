@@ -1,4 +1,5 @@
-"""Every error a user can meet: what happened, where, and what to do next; each child is one exit code."""
+"""Every error a user can meet: what happened, where, and what to do next; each child is one exit
+code."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class UnsupportedError(InputError):
 
 
 class EnvironmentFailure(QemError):
-    """The machine stands in the way: network, disk, permissions, memory, a missing extra (exit 5)."""
+    """The machine stands in the way: network, disk, permissions, memory, a missing extra (exit
+    5)."""
 
     exit_code = 5
 

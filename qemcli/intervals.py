@@ -1,4 +1,5 @@
-"""Bootstrap intervals over networks, for one score or for the difference of two on the same networks."""
+"""Bootstrap intervals over networks, for one score or for the difference of two on the same
+networks."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import numpy as np
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
-def _bootstrap(statistic: Callable[..., float], n: int, seed: int, resamples: int) -> tuple[float, float]:
+def _bootstrap(
+    statistic: Callable[..., float], n: int, seed: int, resamples: int
+) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     result = bootstrap(
@@ -40,13 +43,16 @@ def paired(
 ) -> tuple[float, float, float]:
     """(difference, low, high): metric of `ours` minus that of `theirs`, averaged over seeds.
 
-    `ours` and `theirs` are (seeds, n) predictions of the same networks; both the seeds and the networks
-    are resampled, so the interval speaks of new seeds and new networks.
+    `ours` and `theirs` are (seeds, n) predictions of the same networks; both the seeds and the
+    networks are resampled, so the interval speaks of new seeds and new networks.
     """
     seeds = len(ours)
 
     def difference(a: np.ndarray, b: np.ndarray, rows: np.ndarray) -> float:
-        each = [metric(x[rows], label[rows]) - metric(y[rows], label[rows]) for x, y in zip(a, b, strict=True)]
+        each = [
+            metric(x[rows], label[rows]) - metric(y[rows], label[rows])
+            for x, y in zip(a, b, strict=True)
+        ]
         return float(np.mean(each))
 
     rng = np.random.default_rng(seed)

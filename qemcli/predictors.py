@@ -1,6 +1,7 @@
 """Predictors: a trained metanetwork with its weight space, its design and its card.
 
-On disk a predictor is a folder: `predictor.safetensors` (tensors; weight space and design in the header),
+On disk a predictor is a folder: `predictor.safetensors` (tensors; weight space and design in the
+header),
 `README.md` (the card) and, for those that ship, `expected.json` (answers that must come out again).
 """
 
@@ -43,9 +44,12 @@ class Design:
         return self.quasi == "balanced"
 
     def build(self, space: WeightSpace, outputs: int = 1) -> nn.Module:
-        """A fresh module for this weight space; UsageError for what the architecture does not have."""
+        """A fresh module for this weight space; UsageError for what the architecture does not
+        have."""
         if self.quasi not in QUASI:
-            raise UsageError(f"no quasi mode is called '{self.quasi}'", registry.suggest(self.quasi, list(QUASI)))
+            raise UsageError(
+                f"no quasi mode is called '{self.quasi}'", registry.suggest(self.quasi, list(QUASI))
+            )
         module = registry.load("architectures", self.architecture)
         return module.Model(space, self._configured(module.Config, outputs))
 
@@ -54,21 +58,23 @@ class Design:
         inside = self.quasi not in ("none", "balanced")
         if inside and "quasi" not in known:
             raise UsageError(
-                f"'{self.architecture}' has no equivariant layer to put the quasi mode '{self.quasi}' on",
+                f"'{self.architecture}' has no equivariant layer to put '{self.quasi}' on",
                 "use --quasi balanced: it stands in front of any architecture",
             )
         chosen = {**self.config, "outputs": outputs, **({"quasi": self.quasi} if inside else {})}
         for name, value in chosen.items():
             if name not in known:
                 raise UsageError(
-                    f"'{self.architecture}' has no setting '{name}'", registry.suggest(name, sorted(known))
+                    f"'{self.architecture}' has no setting '{name}'",
+                    registry.suggest(name, sorted(known)),
                 )
             chosen[name] = tuple(value) if isinstance(value, list) else value
         return config(**chosen)
 
 
 def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as the metanetwork takes them: carried to their balanced representative, or as they are."""
+    """The weights as the metanetwork takes them: carried to their balanced representative, or as
+    they are."""
     if not design.balanced:
         return dict(w)
     from qemcli.balance import balance
@@ -78,7 +84,8 @@ def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dic
 
 @dataclass
 class Predictor:
-    """A trained metanetwork: `predictor(w)` is its raw answer, `predictor.predict(...)` the task's."""
+    """A trained metanetwork: `predictor(w)` is its raw answer, `predictor.predict(...)` the
+    task's."""
 
     name: str
     space: WeightSpace
@@ -102,7 +109,8 @@ class Predictor:
         if self.design.balanced and "permutation" in own:
             from qemcli.groups import applicable
 
-            # Balance removes the diagonal group: what is left is a permutation (balance.md's theorem).
+            # Balance removes the diagonal group: what is left is a permutation (balance.md's
+            # theorem).
             own |= {g for g in applicable(self.space) if g in ("scale", "sign", "monomial")}
         return own
 
@@ -172,13 +180,18 @@ class Predictor:
             model.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
-            raise InputError(f"{path}: its tensors are not those of '{design.architecture}': {first}") from None
+            raise InputError(
+                f"{path}: its tensors are not those of '{design.architecture}': {first}"
+            ) from None
         provenance = json.loads(header.get("qem.provenance", "{}"))
-        return cls(record.get("name", path.parent.name), space, design, task, model.eval(), provenance)
+        return cls(
+            record.get("name", path.parent.name), space, design, task, model.eval(), provenance
+        )
 
 
 def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dict[str, Any]]:
-    """(weight space, design record) of a predictor's header; InputError where it is something else."""
+    """(weight space, design record) of a predictor's header; InputError where it is something
+    else."""
     if header.get("qem.kind") != "predictor":
         raise InputError(f"{path}: a safetensors file, but not a qem predictor", "see `qem models`")
     try:
@@ -227,11 +240,11 @@ def choose(task: str, space: WeightSpace, say: Callable[[str], None]) -> Predict
     """The shipped predictor whose task and weight space fit; InputError that says what would."""
     seen = []
     for folder, theirs, record in headers():
-        seen.append(f"{folder.name} ({record['task']}, {theirs.family} {theirs.widths}, {theirs.activation})")
+        reads = f"{theirs.family} {theirs.widths}, {theirs.activation}"
+        seen.append(f"{folder.name} ({record['task']}, {reads})")
         fits = theirs.fits(space) and space.activation in (None, theirs.activation)
         if record["task"] == task and fits:
-            why = f"{theirs.family} {theirs.widths}, {theirs.activation}"
-            say(f"predictor: {folder.name} (its weight space fits: {why})")
+            say(f"predictor: {folder.name} (its weight space fits: {reads})")
             if space.activation is None:
                 say(f"note: the networks' activation is not known; {theirs.activation} is assumed")
             return Predictor.load(folder)

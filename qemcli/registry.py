@@ -1,7 +1,9 @@
-"""What can be plugged in: a module in a folder of the package, or an entry point; found by name only.
+"""What can be plugged in: a module in a folder of the package, or an entry point; found by name
+only.
 
-`names("architectures")` lists the folder without importing anything in it; `load("architectures", "nfn")`
-imports that one module. An installed package adds its own by the entry-point group `qemcli.architectures`.
+`names("architectures")` lists the folder without importing anything in it; `load("architectures",
+"nfn")` imports that one module. An installed package adds its own by the entry-point group
+`qemcli.architectures`.
 """
 
 from __future__ import annotations

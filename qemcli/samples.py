@@ -51,7 +51,8 @@ class Sample:
 
 
 def carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
-    """(n, D) -> (n, D), every network as the design takes it; in chunks, so the peak stays small."""
+    """(n, D) -> (n, D), every network as the design takes it; in chunks, so the peak stays
+    small."""
     if not design.balanced:
         return flat
     out = torch.empty_like(flat)
@@ -62,7 +63,8 @@ def carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
 
 
 def gather(zoos: list[Zoo], task: ModuleType, activation: str | None = None) -> Sample:
-    """The labelled, finite networks of some zoos, which must share one weight space; as they are stored.
+    """The labelled, finite networks of some zoos, which must share one weight space; as they are
+    stored.
 
     Raises InputError where nothing is left, or where the zoos hold more than one weight space.
     """
@@ -81,7 +83,9 @@ def gather(zoos: list[Zoo], task: ModuleType, activation: str | None = None) -> 
                 targets.append(target[good])
                 tables.append(table.iloc[good])
     if not spaces:
-        raise InputError(f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with")
+        raise InputError(
+            f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with"
+        )
     if any(not spaces[0].fits(s) or s.activation != spaces[0].activation for s in spaces):
         kinds = sorted({f"{s.family} {s.widths} {s.activation}" for s in spaces})
         raise InputError(

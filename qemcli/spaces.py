@@ -2,8 +2,10 @@
 
     "0.weight": h1 x*      "0.bias": h1      "2.weight": y h1*      "fc.weight": y (h3 s)*
 
-The same name twice is the same set of neurons; `*` marks the dual axis, the neurons read from. `h1`, `h2`, ...
-are hidden axes, whose order is a matter of taste; `x`, `y`, kernel taps `u v` and flattened positions `s` are free.
+The same name twice is the same set of neurons; `*` marks the dual axis, the neurons read from.
+`h1`, `h2`, ...
+are hidden axes, whose order is a matter of taste; `x`, `y`, kernel taps `u v` and flattened
+positions `s` are free.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qemcli.errors import InputError
@@ -74,7 +77,8 @@ def _dim_text(dim: tuple[Axis, ...]) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """One affine map of a chain: `weight` is (rows, cols, taps) after folding, `bias` (rows) or absent."""
+    """One affine map of a chain: `weight` is (rows, cols, taps) after folding, `bias` (rows) or
+    absent."""
 
     weight: str
     bias: str | None
@@ -88,8 +92,8 @@ class Layer:
 class Forward:
     """How the network is run; enough to evaluate it as a function on a batch of inputs.
 
-    stride, padding and pooling hold for every convolution; `junction` is what stands between the last
-    convolution and the first dense layer. `known` is False where these were assumed, not read.
+    stride, padding and pooling hold for every convolution; `junction` is what stands between the
+    last convolution and the first dense layer. `known` is False where these were assumed, not read.
     """
 
     stride: int = 1
@@ -104,13 +108,15 @@ class Forward:
 
 @dataclass(frozen=True)
 class WeightSpace:
-    """Named tensors with named axes, in the order of the network; a point of it is a dict of tensors.
+    """Named tensors with named axes, in the order of the network; a point of it is a dict of
+    tensors.
 
     Attributes:
         family: mlp | cnn | siren.
         tensors: every tensor that is understood, layer by layer, weight before bias.
         layers: the chain of affine maps, input first.
-        activation: a name of ACTIVATIONS, or None where it is not known (then only permutations are claimed).
+        activation: a name of ACTIVATIONS, or None where it is not known (then only permutations
+        are claimed).
         forward: how the network is run.
         skipped: (name, reason) of every tensor of the checkpoint that has no place here.
     """
@@ -162,7 +168,9 @@ class WeightSpace:
                 raise InputError(f"tensor '{t.name}' is missing")
             if tuple(w[t.name].shape[1:]) != t.shape:
                 got = tuple(w[t.name].shape[1:])
-                raise InputError(f"tensor '{t.name}' has shape {got}, the weight space says {t.shape}")
+                raise InputError(
+                    f"tensor '{t.name}' has shape {got}, the weight space says {t.shape}"
+                )
 
     def flatten(self, w: Mapping[str, Tensor]) -> Tensor:
         """dict of (b, *shape) -> (b, D), tensors in the order of the space."""
@@ -176,7 +184,8 @@ class WeightSpace:
         return {t.name: p.unflatten(1, t.shape) for t, p in zip(self.tensors, parts, strict=True)}
 
     def matrices(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Every layer as W (b, rows, cols, taps) and bias (b, rows); an absent bias reads as zeros."""
+        """Every layer as W (b, rows, cols, taps) and bias (b, rows); an absent bias reads as
+        zeros."""
         pairs = []
         for la in self.layers:
             weight = w[la.weight].reshape(-1, la.rows, la.cols, la.taps)
@@ -245,14 +254,20 @@ def chain(
     activation: str | None = None,
     forward: Forward = Forward(),
 ) -> WeightSpace:
-    """The weight space of a chain of affine maps; `kernels` gives (height, width) of each convolution."""
+    """The weight space of a chain of affine maps; `kernels` gives (height, width) of each
+    convolution."""
     tensors: list[NamedTensor] = []
     for i, la in enumerate(layers, start=1):
         row = Axis("y" if i == len(layers) else f"h{i}", la.rows)
         col = Axis("x" if i == 1 else f"h{i - 1}", la.cols, dual=True)
         if la.conv:
             height, width = (kernels or {})[la.weight]
-            dims: tuple[tuple[Axis, ...], ...] = ((row,), (col,), (Axis("u", height),), (Axis("v", width),))
+            dims: tuple[tuple[Axis, ...], ...] = (
+                (row,),
+                (col,),
+                (Axis("u", height),),
+                (Axis("v", width),),
+            )
         elif la.taps > 1:
             dims = ((row,), (col, Axis("s", la.taps, dual=True)))
         else:
@@ -264,10 +279,11 @@ def chain(
 
 
 def mlp(widths: Sequence[int], activation: str | None = "relu", bias: bool = True) -> WeightSpace:
-    """A multilayer perceptron as `nn.Sequential` names it: `mlp([2, 5, 3])` has 0.weight ... 2.bias."""
+    """A multilayer perceptron as `nn.Sequential` names it: `mlp([2, 5, 3])` has 0.weight ...
+    2.bias."""
     layers = [
         Layer(f"{2 * i}.weight", f"{2 * i}.bias" if bias else None, rows, cols)
-        for i, (cols, rows) in enumerate(zip(widths, widths[1:], strict=False))
+        for i, (cols, rows) in enumerate(pairwise(widths))
     ]
     return chain(layers, "mlp", activation=activation, forward=Forward(known=True))
 

@@ -1,6 +1,8 @@
-"""The one training loop: seeded, resumable, stopped early by the validation score, and torchrun's where asked.
+"""The one training loop: seeded, resumable, stopped early by the validation score, and torchrun's
+where asked.
 
-The rows of a batch depend on (seed, epoch) alone, so the number of processes changes the result by rounding only.
+The rows of a batch depend on (seed, epoch) alone, so the number of processes changes the result
+by rounding only.
 """
 
 from __future__ import annotations
@@ -71,10 +73,14 @@ def check(train: Rows, val: Rows, what: str) -> None:
             "at least 8 and 2 are needed: a zoo with a split column, or more checkpoints",
         )
     if float(train.target.std()) == 0:
-        raise InputError(f"'{what}' is the same for all {len(train)} training networks: nothing to learn")
+        raise InputError(
+            f"'{what}' is the same for all {len(train)} training networks: nothing to learn"
+        )
 
 
-def outputs(model: nn.Module, space: WeightSpace, flat: Tensor, batch_size: int, device: str) -> Tensor:
+def outputs(
+    model: nn.Module, space: WeightSpace, flat: Tensor, batch_size: int, device: str
+) -> Tensor:
     """Raw answers (n, outputs) in evaluation mode."""
     model.eval()
     with torch.no_grad():
@@ -120,9 +126,11 @@ class Run:
         resume: bool = False,
         on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     ) -> list[dict[str, float]]:
-        """Train; the model ends with the weights of its best validation epoch. Returns one row an epoch.
+        """Train; the model ends with the weights of its best validation epoch. Returns one row an
+        epoch.
 
-        Raises InputError for data that nothing can be learned from, UsageError where the loss diverges.
+        Raises InputError for data that nothing can be learned from, UsageError where the loss
+        diverges.
         """
         check(train, val, self.task.TARGET)
         self._optimisers(train)
@@ -143,7 +151,8 @@ class Run:
         loss = self._pass(epoch, train)
         if not math.isfinite(loss):
             raise UsageError(
-                f"the training loss is not finite in epoch {epoch + 1}", "lower the learning rate (--lr)"
+                f"the training loss is not finite in epoch {epoch + 1}",
+                "lower the learning rate (--lr)",
             )
         raw = outputs(self.model, self.space, val.flat, 4 * self.schedule.batch_size, self.device)
         scores = self.task.score(self.task.answer(raw).numpy(), val.target.numpy())
@@ -199,7 +208,9 @@ class Run:
             return
         record: dict[str, Any] = torch.load(self.state, weights_only=True)
         if record["schedule"] != asdict(self.schedule):
-            raise UsageError(f"{self.state}: it was trained by another schedule", "train without --resume")
+            raise UsageError(
+                f"{self.state}: it was trained by another schedule", "train without --resume"
+            )
         self.history, self.best = record["history"], record["best"]
         self.best_state = record["best_state"]
         self.model.load_state_dict(record["model"])
@@ -209,7 +220,8 @@ class Run:
 
 
 def keep_memory() -> bool:
-    """Ask glibc to keep freed memory instead of unmapping it: 2x and more on large batches of networks.
+    """Ask glibc to keep freed memory instead of unmapping it: 2x and more on large batches of
+    networks.
 
     False where the C library has no mallopt. The process's memory then stays at its peak.
     """

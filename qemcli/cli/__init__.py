@@ -17,11 +17,9 @@ ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 
 
 def _say(message: str, hint: str | None = None) -> None:
-    from qemcli.cli._out import printable
+    from qemcli.cli._out import complain
 
-    print(f"error: {printable(message)}", file=sys.stderr)
-    if hint:
-        print(f"hint:  {printable(hint)}", file=sys.stderr)
+    complain(message, hint)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
@@ -64,7 +62,8 @@ def _code(error: BaseException) -> int:
 
 def main() -> NoReturn:
     """The `qem` command."""
-    # Read by OpenMP when torch is first imported: spinning threads cost 17x and more on a busy machine.
+    # Read by OpenMP when torch is first imported: spinning threads cost 17x and more on a busy
+    # machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, _terminated)
     from qemcli.cli._tree import Cut, app

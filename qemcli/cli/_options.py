@@ -38,13 +38,16 @@ Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: on
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many checkpoints.")]
 Where = Annotated[
     str | None,
-    typer.Option("--where", help="Filter over the index, e.g. \"lr < 0.1 and activation == 'relu'\"."),
+    typer.Option(
+        "--where", help="Filter over the index, e.g. \"lr < 0.1 and activation == 'relu'\"."
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was cut off.")]
 Activation = Annotated[
-    str | None, typer.Option("--activation", help="The networks' activation, where no file says it.")
+    str | None,
+    typer.Option("--activation", help="The networks' activation, where no file says it."),
 ]
 EngineOption = Annotated[Engine, typer.Option("--engine", help="local, or ray past one machine.")]
 

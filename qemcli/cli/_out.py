@@ -19,7 +19,8 @@ from qemcli.errors import UsageError
 
 @dataclass
 class Answer:
-    """What a command found: `rows` for a table, `summary` beside them, `failed` items with their reason.
+    """What a command found: `rows` for a table, `summary` beside them, `failed` items with their
+    reason.
 
     `columns` picks and orders what a person sees; JSON and files always carry everything.
     """
@@ -45,7 +46,8 @@ def plain(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text from a file, with control and direction characters escaped: no file can drive the terminal."""
+    """Text from a file, with control and direction characters escaped: no file can drive the
+    terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -59,6 +61,13 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
     return printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def complain(message: str, hint: str | None = None) -> None:
+    """What went wrong and what to do next, on stderr."""
+    print(f"error: {printable(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint:  {printable(hint)}", file=sys.stderr)
 
 
 class Sink:
@@ -85,8 +94,16 @@ class Sink:
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """A bar with rate and time left, on a terminal's stderr only; yields `advance(n)`."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn
-        from rich.progress import Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.text import Text
 
         class Rate(ProgressColumn):
@@ -104,7 +121,8 @@ class Sink:
             yield lambda n=1: bar.advance(task, n)
 
     def answer(self, answer: Answer, out: Path | None = None, code: int = 0) -> None:
-        """Print the answer, write its rows to `out`, and leave with `code`, or 4 where items failed."""
+        """Print the answer, write its rows to `out`, and leave with `code`, or 4 where items
+        failed."""
         if out:
             write_rows(answer, out)
             self.note(f"{len(answer.rows)} rows written to {out}")
@@ -160,10 +178,13 @@ class Sink:
 
 
 def write_rows(answer: Answer, path: Path) -> None:
-    """Write the rows by the file's suffix, beside the target and renamed; UsageError for another suffix."""
+    """Write the rows by the file's suffix, beside the target and renamed; UsageError for another
+    suffix."""
     writers = {".csv": _csv, ".parquet": _parquet, ".json": _json}
     if path.suffix not in writers:
-        raise UsageError(f"--out {path}: unknown suffix '{path.suffix}'", "use .csv, .parquet or .json")
+        raise UsageError(
+            f"--out {path}: unknown suffix '{path.suffix}'", "use .csv, .parquet or .json"
+        )
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"--out {path}: not a file in an existing directory")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,5 @@
-"""The command tree: every module of this folder without a leading underscore is a command, imported on use."""
+"""The command tree: every module of this folder without a leading underscore is a command,
+imported on use."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ ORDER = (
 
 
 def modules() -> dict[str, str]:
-    """Command name -> module name: `inspect_.py` is `inspect`, `verify_invariance.py` `verify-invariance`."""
+    """Command name -> module name: `inspect_.py` is `inspect`, `verify_invariance.py`
+    `verify-invariance`."""
     found = pkgutil.iter_modules(import_module("qemcli.cli").__path__)
     names = (m.name for m in found if not m.name.startswith("_"))
     table = {name.strip("_").replace("_", "-"): f"qemcli.cli.{name}" for name in names}

@@ -1,7 +1,9 @@
 """How well does each network generalise? Its test accuracy, read from the weights alone.
 
-The target is `test_accuracy` in [0, 1]; a metanetwork answers one logit a network and the loss is the cross-entropy
-with the accuracy as a soft label (Unterthiner et al., arXiv:2002.11448, use the same target; Zhou et al.,
+The target is `test_accuracy` in [0, 1]; a metanetwork answers one logit a network and the loss is
+the cross-entropy
+with the accuracy as a soft label (Unterthiner et al., arXiv:2002.11448, use the same target; Zhou
+et al.,
 arXiv:2302.14040, the same loss).
 """
 
@@ -24,14 +26,15 @@ ANSWER = "the predicted test accuracy"
 
 
 def target(index: pandas.DataFrame) -> np.ndarray:
-    """(n,) accuracies in [0, 1], NaN where none is recorded; InputError where they are not fractions."""
+    """(n,) accuracies in [0, 1], NaN where none is recorded; InputError where they are not
+    fractions."""
     if TARGET not in index:
         return np.full(len(index), np.nan)
     values = index[TARGET].to_numpy(dtype=np.float64, na_value=np.nan)
     known = values[np.isfinite(values)]
     if known.size and (known.min() < 0 or known.max() > 1):
         raise InputError(
-            f"column '{TARGET}' runs from {known.min():.4g} to {known.max():.4g}, not within [0, 1]",
+            f"column '{TARGET}' has {known.min():.4g} to {known.max():.4g}, not within [0, 1]",
             "give accuracies as fractions (percent / 100)",
         )
     return values

@@ -1,0 +1,75 @@
+"""What is shipped and what can be trained, as rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qemcli import registry
+from qemcli.predictors import FILE, installed, read_header
+
+
+def predictors() -> list[dict[str, Any]]:
+    """One row a shipped predictor: task, weight space, design, size and test score, from its
+    header."""
+    from safetensors import safe_open
+
+    rows = []
+    for folder in installed():
+        with safe_open(folder / FILE, framework="np") as file:
+            header = file.metadata() or {}
+            names = list(file.keys())
+            sizes = [_count(file.get_slice(name).get_shape()) for name in names]
+        space, record = read_header(folder / FILE, header)
+        provenance = json.loads(header.get("qem.provenance", "{}"))
+        test = provenance.get("test", {})
+        rows.append(
+            {
+                "name": folder.name,
+                "task": record["task"],
+                "reads": f"{space.family} {'-'.join(map(str, space.widths))} {space.activation}",
+                "architecture": record["architecture"],
+                "quasi": record["quasi"],
+                "tau": test.get("tau"),
+                "r2": test.get("r2"),
+                "tested_on": test.get("n"),
+                "trained_on": provenance.get("train"),
+                "tensors": sum(sizes),
+            }
+        )
+    return rows
+
+
+def _count(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def architectures() -> dict[str, str]:
+    """Name -> the first line of its docstring."""
+    names = registry.names("architectures")
+    docs = {name: registry.load("architectures", name).__doc__ or "" for name in names}
+    return {name: doc.strip().splitlines()[0] if doc else "" for name, doc in docs.items()}
+
+
+def presets() -> list[dict[str, Any]]:
+    """One row a published configuration: its published and its own number of parameters."""
+    rows = []
+    for architecture in registry.names("architectures"):
+        module = registry.load("architectures", architecture)
+        for name, preset in getattr(module, "PRESETS", {}).items():
+            model = module.Model(preset.space, preset.config)
+            own = sum(p.numel() for p in model.parameters())
+            rows.append(
+                {
+                    "preset": name,
+                    "architecture": architecture,
+                    "published": preset.published,
+                    "own": own,
+                    "equal": own == preset.published,
+                    "source": preset.source,
+                }
+            )
+    return rows

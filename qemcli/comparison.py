@@ -1,0 +1,312 @@
+"""Several designs on one zoo: same split, same schedule, several seeds; every run is kept and
+none is done twice.
+
+A comparison is a TOML file:
+
+    zoo = "cnn-fashion"                          # name or path; `where` filters it
+    seeds = [0, 1, 2]
+    reference = "monomial_nfn none"              # paired differences are against this design
+    group = "monomial"                           # the orbits that trained predictors are tried on
+    ranges = [[1, 10], [1, 10000]]               # scales of those tries, U[lo, hi]
+    augment = [[1, 10]]                          # also train on zoos doubled by such copies
+    (optional) [schedule]
+    epochs = 30
+    [[design]]
+    architecture = "statnn"
+    quasi = "balanced"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qemcli import groups, registry
+from qemcli.errors import UsageError
+from qemcli.intervals import paired
+from qemcli.predictors import Design, Predictor
+from qemcli.recipes import fields, read_toml
+from qemcli.samples import Sample, carried
+from qemcli.testing import invariance_error
+from qemcli.training import Rows, Run, Schedule, keep_memory
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared; see the module's example."""
+
+    zoo: str | None = None
+    where: str | None = None
+    task: str = "generalization"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    reference: str = ""
+    group: str = "monomial"
+    ranges: tuple[Range, ...] = ()
+    augment: tuple[Range, ...] = ()
+    schedule: Schedule = Schedule()
+    designs: tuple[Design, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a design, a seed, and the scales its training zoo was augmented by (None: as it
+    is)."""
+
+    design: Design
+    seed: int
+    augment: Range | None
+    schedule: Schedule
+
+    @property
+    def name(self) -> str:
+        return label(self.design)
+
+    def key(self, data: str) -> str:
+        """What the run depends on, as a file name."""
+        record = json.dumps([dataclasses.asdict(self), data], sort_keys=True)
+        return hashlib.sha256(record.encode()).hexdigest()[:16]
+
+
+def label(design: Design) -> str:
+    """`monomial_nfn exact eps=0.5`: how a design is called in tables."""
+    settings = [f"{k}={v}" for k, v in sorted(design.config.items())]
+    return " ".join([design.architecture, design.quasi, *settings])
+
+
+def load(path: Path) -> Comparison:
+    """Read a comparison; UsageError names what is wrong."""
+    document = read_toml(path)
+    designs = tuple(
+        Design(**fields(Design, d, f"{path} [[design]]")) for d in document.pop("design", [])
+    )
+    schedule = Schedule(**fields(Schedule, document.pop("schedule", {}), f"{path} [schedule]"))
+    fields(Comparison, document, str(path))
+    for name in ("ranges", "augment"):
+        document[name] = tuple((float(low), float(high)) for low, high in document.get(name, ()))
+    document["seeds"] = tuple(document.get("seeds", (0, 1, 2)))
+    found = Comparison(schedule=schedule, designs=designs, **document)
+    if not designs:
+        raise UsageError(f"{path}: no [[design]] to compare")
+    if found.reference and found.reference not in map(label, designs):
+        known = "; ".join(map(label, designs))
+        raise UsageError(
+            f"{path}: the reference '{found.reference}' is not among the designs", known
+        )
+    return found
+
+
+def trials(plan: Comparison) -> Iterator[Trial]:
+    """Every run of the comparison, seeds outermost, so that an early stop leaves whole seeds."""
+    for seed in plan.seeds:
+        for augment in (None, *plan.augment):
+            for design in plan.designs:
+                yield Trial(design, seed, augment, plan.schedule)
+
+
+def orbit(sample: Sample, group: str, scales: Range, seed: int) -> Sample:
+    """Every network under one random element of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    element = groups.sample(group, sample.space, len(sample), generator, scale_range=scales)
+    w = groups.act(element, sample.space, sample.space.unflatten(sample.flat))
+    return dataclasses.replace(sample, flat=sample.space.flatten(w))
+
+
+def doubled(sample: Sample, group: str, scales: Range, seed: int) -> Sample:
+    """The networks and one copy of each under a random element, as the published tables augment."""
+    import pandas
+
+    copy = orbit(sample, group, scales, seed)
+    index = pandas.concat([sample.index, copy.index], ignore_index=True)
+    flat, target = torch.cat([sample.flat, copy.flat]), torch.cat([sample.target, copy.target])
+    return Sample(sample.space, flat, target, index)
+
+
+def run(
+    trial: Trial, plan: Comparison, sample: Sample
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Train one design; its row, and its predictions of the test networks under every range
+    tried."""
+    task = registry.load("tasks", plan.task)
+    parts = {name: sample.split(name) for name in ("train", "val", "test")}
+    learn = {name: parts[name] for name in ("train", "val")}
+    if trial.augment:
+        learn = {n: doubled(s, plan.group, trial.augment, 7 + trial.seed) for n, s in learn.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(trial.seed)
+        model = trial.design.build(sample.space, task.OUTPUTS)
+    rows = {n: Rows(carried(trial.design, s.space, s.flat), s.target) for n, s in learn.items()}
+    if hasattr(model, "calibrate"):
+        model.calibrate(sample.space.unflatten(rows["train"].flat))
+    start = time.perf_counter()
+    Run(model, sample.space, task, trial.schedule, trial.seed).fit(rows["train"], rows["val"])
+    seconds = time.perf_counter() - start
+    predictor = Predictor(trial.name, sample.space, trial.design, plan.task, model)
+    return _measured(trial, plan, predictor, parts["test"], seconds)
+
+
+def _measured(
+    trial: Trial, plan: Comparison, predictor: Predictor, test: Sample, seconds: float
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    task = registry.load("tasks", plan.task)
+    label_ = test.target.double().numpy()
+    start = time.perf_counter()
+    predictions = {"none": predictor.predict(test.flat).double().numpy()}
+    per_network = (time.perf_counter() - start) / len(test)
+    for low, high in plan.ranges:
+        copies = orbit(test, plan.group, (low, high), 99)
+        predictions[f"{low:g}:{high:g}"] = predictor.predict(copies.flat).double().numpy()
+    row: dict[str, Any] = {
+        "design": trial.name,
+        "augment": "none"
+        if trial.augment is None
+        else f"{trial.augment[0]:g}:{trial.augment[1]:g}",
+        "seed": trial.seed,
+        **task.score(predictions["none"], label_),
+        "parameters": predictor.parameters,
+        "seconds": seconds,
+        "inference_ms": 1e3 * per_network,
+        "invariance_error": worst_error(predictor, plan.group, test),
+    }
+    for name, values in list(predictions.items())[1:]:
+        row[f"tau {name}"] = task.score(values, label_).get("tau")
+    eps = getattr(predictor.model, "eps", None)
+    if eps is not None:
+        row["eps"] = [float(e) for e in eps.detach().reshape(-1)]
+    return row, {"label": label_, **predictions}
+
+
+def worst_error(predictor: Predictor, group: str, test: Sample, networks: int = 64) -> float:
+    """Largest change of the answer along the orbit over the spread of the answers, in float64."""
+    flat = test.flat[:networks].double()
+    w = test.space.unflatten(flat)
+    element = groups.sample(group, test.space, len(flat), torch.Generator().manual_seed(5))
+    predictor.model.double()
+    try:
+        error = invariance_error(predictor, test.space, w, element)
+    finally:
+        predictor.model.float()
+    return float(error.max())
+
+
+def _save(row: dict[str, Any], predictions: dict[str, np.ndarray], path: Path) -> None:
+    import pandas
+
+    table = pandas.DataFrame(predictions)
+    table.attrs = {"row": json.dumps(row)}
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    table.to_parquet(beside, index=False)
+    os.replace(beside, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    import pandas
+
+    table = pandas.read_parquet(path)
+    return json.loads(table.attrs["row"]), {name: table[name].to_numpy() for name in table.columns}
+
+
+def _start(sample: Sample) -> None:
+    global _SAMPLE  # a worker's one argument that is too large to send with every trial
+    torch.set_num_threads(1)
+    keep_memory()
+    _SAMPLE = sample
+
+
+_SAMPLE: Sample
+
+
+def _work(trial: Trial, plan: Comparison, path: Path) -> None:
+    row, predictions = run(trial, plan, _SAMPLE)
+    _save(row, predictions, path)
+
+
+def compare(
+    plan: Comparison,
+    sample: Sample,
+    folder: Path,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Run what is not yet in `folder`/runs, one single-threaded process a worker; returns every
+    run."""
+    folder.joinpath("runs").mkdir(parents=True, exist_ok=True)
+    data = hashlib.sha256(sample.flat.numpy().tobytes()).hexdigest()
+    kept = [(t, folder / "runs" / f"{t.key(data)}.parquet") for t in trials(plan)]
+    todo = [(trial, path) for trial, path in kept if not path.is_file()]
+    advance(len(kept) - len(todo))
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (sample,)) as pool:
+        jobs = [pool.submit(_work, trial, plan, path) for trial, path in todo]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                advance(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [_read(path) for _, path in kept]
+
+
+def table(
+    plan: Comparison, runs: list[tuple[dict[str, Any], dict[str, np.ndarray]]]
+) -> list[dict[str, Any]]:
+    """One row a design and augmentation: means over seeds, and the paired difference to the
+    reference."""
+    task = registry.load("tasks", plan.task)
+    metric = getattr(task, task.METRIC)
+    grouped: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, np.ndarray]]]] = {}
+    for row, predictions in runs:
+        grouped.setdefault((row["design"], row["augment"]), []).append((row, predictions))
+    rows = []
+    for (design, augment), members in grouped.items():
+        found = _averaged(design, augment, [row for row, _ in members])
+        base = grouped.get((plan.reference, augment))
+        if base and design != plan.reference and len(base) == len(members):
+            ours, theirs = (np.stack([p["none"] for _, p in group]) for group in (members, base))
+            gap = paired(metric, ours, theirs, members[0][1]["label"], resamples=400)
+            found |= dict(zip(("difference", "low", "high"), gap, strict=True))
+        rows.append(found)
+    return rows
+
+
+def _averaged(design: str, augment: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"design": design, "augment": augment, "seeds": len(rows)}
+    for name in rows[0]:
+        values = [row[name] for row in rows if row[name] is not None]
+        if name in ("design", "augment", "seed", "eps") or not values:
+            continue
+        found[name] = max(values) if name == "invariance_error" else float(np.mean(values))
+        if name == "tau":
+            found["tau_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    if "eps" in rows[0]:
+        found["eps"] = [float(e) for e in np.mean([row["eps"] for row in rows], axis=0)]
+    return found
+
+
+def markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """The table as Markdown, four digits."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(f"{v:.2f}" for v in value)
+        if isinstance(value, float):
+            return f"{value:.3f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
+        return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+    shown = [name for name in columns if any(name in row for row in rows)]
+    lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
+    lines += ["| " + " | ".join(cell(row.get(name)) for name in shown) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,132 @@
+"""Scores of a predictor on a labelled zoo: per accuracy threshold, and along the orbits of a
+group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from qemcli import groups, registry
+from qemcli.errors import InputError, UsageError
+from qemcli.intervals import interval
+from qemcli.predictors import Predictor
+from qemcli.samples import Sample, gather
+
+if TYPE_CHECKING:
+    from qemcli.zoos.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class Plan:
+    """thresholds on the true accuracy; group and scales of the augmentation, or None; seed."""
+
+    thresholds: tuple[float, ...] = (0.0,)
+    group: str | None = None
+    scales: tuple[float, float] = (1.0, 10.0)
+    seed: int = 0
+    batch_size: int = 256
+    device: str = "cpu"
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """`0,.2,.4` as numbers; UsageError names the option."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: not a list of numbers", "for example 0,.2,.4") from None
+
+
+def scales(text: str) -> tuple[float, float]:
+    """`LO:HI` as two positive numbers; UsageError otherwise."""
+    try:
+        low, high = (float(word) for word in text.split(":"))
+    except ValueError:
+        raise UsageError(f"--scale-range {text}: not LO:HI", "for example 1:10000") from None
+    if not 0 < low <= high:
+        raise UsageError(f"--scale-range {text}: 0 < LO <= HI is needed")
+    return low, high
+
+
+def held_out(zoo: Zoo, split: str, say: Callable[[str], None]) -> Zoo:
+    """The rows that a score may speak of: the named split; `auto` is test where the zoo has one,
+    else all."""
+    has = "split" in zoo.index and zoo.index["split"].notna().any()
+    if split == "auto":
+        split = "test" if has and (zoo.index["split"] == "test").any() else "all"
+        n = len(zoo.index) if split == "all" else int((zoo.index["split"] == split).sum())
+        say(f"scored on: {split} ({n} rows)")
+    if split == "all":
+        return zoo
+    if not has or not (zoo.index["split"] == split).any():
+        raise InputError(f"the zoo has no '{split}' split", "use --split all")
+    return zoo.split(split)
+
+
+def moved(sample: Sample, plan: Plan) -> Iterator[tuple[str, Sample]]:
+    """The sample as it is, then under one random element of the group a network."""
+    yield "none", sample
+    if plan.group is None:
+        return
+    reason = groups.allowed(plan.group, sample.space)
+    if reason:
+        raise UsageError(f"--augment {plan.group}: {reason}")
+    generator = torch.Generator().manual_seed(plan.seed)
+    element = groups.sample(
+        plan.group, sample.space, len(sample), generator, scale_range=plan.scales
+    )
+    w = groups.act(element, sample.space, sample.space.unflatten(sample.flat))
+    name = f"{plan.group} {plan.scales[0]:g}:{plan.scales[1]:g}"
+    yield name, Sample(sample.space, sample.space.flatten(w), sample.target, sample.index)
+
+
+def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]:
+    """One row for each augmentation and threshold: n, and every metric with its 95 % interval."""
+    task = registry.load("tasks", predictor.task)
+    sample = gather([zoo], task)
+    if not predictor.reads(sample.space):
+        theirs = f"{predictor.space.family} {predictor.space.widths} {predictor.space.activation}"
+        raise InputError(
+            f"'{predictor.name}' reads {theirs}; the zoo holds {sample.space.family} "
+            f"{sample.space.widths} {sample.space.activation}"
+        )
+    rows = []
+    for name, networks in moved(sample, plan):
+        prediction = predictor.predict(networks.flat, plan.batch_size, plan.device).double().numpy()
+        label = networks.target.double().numpy()
+        for threshold in plan.thresholds:
+            keep = label >= threshold
+            row: dict[str, Any] = {"augment": name, "threshold": threshold, "n": int(keep.sum())}
+            rows.append({**row, **with_intervals(task, prediction[keep], label[keep], plan.seed)})
+    return rows
+
+
+def with_intervals(
+    task: Any, prediction: np.ndarray, label: np.ndarray, seed: int
+) -> dict[str, float]:
+    """{tau, tau_low, tau_high, r2, ...}; nothing where fewer than three networks are left."""
+    if len(label) < 3:
+        return {}
+    found: dict[str, float] = {}
+    for name, value in task.score(prediction, label).items():
+        low, high = interval(
+            lambda p, t, name=name: task.score(p, t)[name], prediction, label, seed
+        )
+        found |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def picture(predictor: Predictor, zoo: Zoo, plan: Plan, path: str) -> None:
+    """Predicted against true, one dot a network."""
+    from qemcli import report
+
+    task = registry.load("tasks", predictor.task)
+    sample = gather([zoo], task)
+    prediction = predictor.predict(sample.flat, plan.batch_size, plan.device).numpy()
+    score = task.score(prediction, sample.target.numpy())
+    title = f"{predictor.name}: tau {score['tau']:.3f}, R² {score['r2']:.3f}, n {len(sample)}"
+    report.scatter(prediction, sample.target.numpy(), title, Path(path))

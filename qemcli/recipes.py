@@ -1,0 +1,93 @@
+"""Training recipes: TOML that says which zoo, which design and which schedule; every field has a
+default."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qemcli import registry
+from qemcli.errors import InputError, UsageError
+from qemcli.predictors import Design
+from qemcli.shipped import shipped
+from qemcli.training import Schedule
+
+DEFAULT = "cnn-mini"  # the zoo whose train.toml is what `qem train` does with nothing else
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `qem train` does.
+
+    Attributes:
+        zoos: names or paths of the zoos whose networks are learned from.
+        where: a filter over their indexes, on every split.
+        test_where: one more for the networks that the test score speaks of.
+        task, design, schedule, seed: see Design and Schedule.
+    """
+
+    zoos: tuple[str, ...] = ()
+    where: str | None = None
+    test_where: str | None = None
+    task: str = "generalization"
+    design: Design = Design("statnn", "balanced")
+    schedule: Schedule = Schedule()
+    seed: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The document; InputError where it is not TOML, is too large, or is not there."""
+    try:
+        if path.stat().st_size > 1 << 20:
+            raise InputError(f"{path}: larger than a recipe can be (1 MB)")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def fields(cls: type, given: dict[str, Any], where: str) -> dict[str, Any]:
+    """`given` where every key is a field of the dataclass; UsageError with the nearest name
+    otherwise."""
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in given:
+        if key not in known:
+            raise UsageError(f"{where}: no setting is called '{key}'", registry.suggest(key, known))
+    return given
+
+
+def find(name: str, kind: str, file: str) -> Path:
+    """The recipe that an argument means: a path, or the `file` of a shipped model or zoo of that
+    name."""
+    for path in (Path(name), shipped("models") / name / file, shipped("zoos") / name / file):
+        if path.is_file():
+            return path
+    raise UsageError(f"no {kind} recipe '{name}': neither a file nor a shipped name with a {file}")
+
+
+def load(path: Path) -> Recipe:
+    """Read a training recipe; UsageError names what is wrong and what was probably meant."""
+    document = read_toml(path)
+    known = {"zoo", "zoos", "where", "test_where", "task", "architecture", "quasi", "seed"}
+    for key in document:
+        if key not in known | {"config", "schedule"}:
+            raise UsageError(
+                f"{path}: no setting is called '{key}'", registry.suggest(key, sorted(known))
+            )
+    zoos = document.get("zoos", [document["zoo"]] if "zoo" in document else [])
+    design = Design(
+        document.get("architecture", "statnn"),
+        document.get("quasi", "none"),
+        document.get("config", {}),
+    )
+    try:
+        schedule = Schedule(**fields(Schedule, document.get("schedule", {}), f"{path} [schedule]"))
+        plain = {k: document[k] for k in ("where", "test_where", "task", "seed") if k in document}
+        return Recipe(zoos=tuple(zoos), design=design, schedule=schedule, source=document, **plain)
+    except TypeError as error:
+        raise UsageError(f"{path}: {error}") from None

@@ -1,0 +1,61 @@
+"""Pictures from results; matplotlib comes with the extra `plots`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qemcli.errors import EnvironmentFailure, UsageError
+
+
+def _figure(width: float = 5.0, height: float = 5.0) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise EnvironmentFailure(
+            "pictures need matplotlib", "pip install 'qemcli[plots]'"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure by its suffix; UsageError where there is no such folder."""
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"{path}: a picture is a .png, .svg or .pdf file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: no such folder")
+    figure.savefig(path, dpi=120)
+
+
+def scatter(prediction: np.ndarray, label: np.ndarray, title: str, path: Path) -> None:
+    """Predicted (vertical) against true (horizontal) with the line of perfect prediction."""
+    figure = _figure()
+    axes = figure.subplots()
+    low, high = min(prediction.min(), label.min()), max(prediction.max(), label.max())
+    axes.plot([low, high], [low, high], color="0.6", linewidth=1, zorder=0)
+    axes.scatter(label, prediction, s=12, alpha=0.6, linewidths=0)
+    axes.set_xlabel("true test accuracy")
+    axes.set_ylabel("predicted from the weights")
+    axes.set_title(title, fontsize=10)
+    axes.set_aspect("equal", adjustable="datalim")
+    save(figure, path)
+
+
+def tradeoff(rows: list[dict[str, Any]], path: Path) -> None:
+    """Score against invariance error (log scale), one mark a design; bars are one deviation over
+    seeds."""
+    floor = 1e-16
+    figure = _figure(9.0, 5.0)
+    axes = figure.subplots()
+    for i, row in enumerate(row for row in rows if row.get("augment", "none") == "none"):
+        error = max(float(row["invariance_error"]), floor)
+        colour, marker = f"C{i % 10}", "osD^vP*X"[i // 10 % 8]
+        bars = {"yerr": row.get("tau_sd", 0.0), "fmt": marker, "color": colour, "capsize": 2}
+        axes.errorbar([error], [row["tau"]], label=row["design"], **bars)
+    axes.set_xscale("log")
+    axes.set_xlabel("invariance error: largest change along the orbit / spread of the answers")
+    axes.set_ylabel("Kendall's τ on held-out networks")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
