@@ -1,0 +1,68 @@
+"""Fixtures that every test may use: a seeded generator, the command line, a small zoo of real shape."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads are slow here
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("deep", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator that starts the same in every test."""
+    return torch.Generator().manual_seed(0)
+
+
+@dataclass
+class Ran:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Ran]:
+    """`run("predict", "zoo", "--json")`: the command in this process, as a shell would see it."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("QEM_ZOO", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Ran:
+        from qemcli.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["qem", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        code = left.value.code
+        return Ran(code if isinstance(code, int) else int(code is not None), out, err)
+
+    return call
