@@ -1,0 +1,162 @@
+"""Networks as functions: a batch of checkpoints of one weight space, run on shared inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qemcli.errors import InputError, UnsupportedError
+from qemcli.spaces import Layer, WeightSpace
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,  # torch's slope, 0.01
+    "abs": torch.abs,
+    "identity": lambda z: z,
+    "tanh": torch.tanh,
+    "sin": torch.sin,
+    "erf": torch.erf,
+    "arctan": torch.arctan,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "elu": F.elu,
+}
+MEMORY = 2**25  # numbers of one layer held at a time; more networks than that are run in chunks
+SIDES = range(8, 65)  # image sides that are tried where the checkpoint does not say one
+
+
+def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Run b networks on p shared inputs: (b, p, outputs), logits, in the dtype of `w`.
+
+    `x` is (p, inputs), for CNNs (p, channels, height, width). sin is sin(w0 z), and the space's
+    offset is added at the end. Raises InputError where the activation is not known or the
+    inputs do not fit.
+    """
+    space.check(w)
+    if space.activation is None:
+        raise InputError("the networks' activation is not known", "pass --activation NAME")
+    _check(space, x)
+    run = _run_convolutions if space.layers[0].conv else _run_dense
+    batch = len(w[space.tensors[0].name])
+    widest = max(space.widths) * len(x) * (x[0, 0].numel() if x.dim() == 4 else 1)
+    step = max(1, MEMORY // widest)
+    chunks = [{k: v[i : i + step] for k, v in w.items()} for i in range(0, batch, step)]
+    outputs = [run(space, chunk, x.to(w[space.tensors[0].name])) for chunk in chunks]
+    return torch.cat(outputs) if outputs else x.new_zeros(0, len(x), space.layers[-1].rows)
+
+
+def probe_inputs(
+    space: WeightSpace,
+    count: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Random inputs to tell functions apart: (count, inputs), for CNNs (count, channels, h, w).
+
+    Coordinates in [-1, 1] for SIRENs, standard normal numbers elsewhere. Where a CNN's image size
+    is not known, one is chosen on which every layer is defined; UnsupportedError where there is
+    none.
+    """
+    inputs = space.layers[0].cols
+    if space.family == "siren":
+        return 2 * torch.rand(count, inputs, generator=generator, dtype=dtype) - 1
+    shape = image_shape(space) if space.layers[0].conv else (inputs,)
+    return torch.randn(count, *shape, generator=generator, dtype=dtype)
+
+
+def image_shape(space: WeightSpace) -> tuple[int, int, int]:
+    """(channels, height, width) of the image a CNN reads: its own, or the smallest that fits."""
+    channels = space.layers[0].cols
+    if space.forward.image:
+        _, height, width = space.forward.image
+        return channels, height, width
+    squares = [(side, side) for side in SIDES]
+    oblong = [(a, b) for a in SIDES for b in SIDES if a != b]
+    for height, width in squares + oblong:
+        if _fits(space, height, width):
+            return channels, height, width
+    raise UnsupportedError(
+        "no image from 8x8 to 64x64 gives as many positions as the first dense layer reads",
+        "state the image size, stride, padding and pooling of the networks",
+    )
+
+
+def _fits(space: WeightSpace, height: int, width: int) -> bool:
+    """True where all layers are defined on such an image, and the dense layer reads its positions."""
+    forward = space.forward
+    for layer in space.layers:
+        if not layer.conv:
+            pooled = forward.junction == "pool"
+            return layer.taps == (1 if pooled else height * width)
+        kernel = space[layer.weight].unfolded[2:]
+        height, width = (
+            (side + 2 * forward.padding - k) // forward.stride + 1
+            for side, k in zip((height, width), kernel, strict=True)
+        )
+        if forward.pooling != "none":
+            height, width = height // 2, width // 2
+        if min(height, width) < 1:
+            return False
+    return True
+
+
+def _check(space: WeightSpace, x: Tensor) -> None:
+    want = 4 if space.layers[0].conv else 2
+    if x.dim() != want or x.shape[1] != space.layers[0].cols:
+        raise InputError(
+            f"inputs of shape {tuple(x.shape)} do not fit a {space.family} "
+            f"that reads {space.layers[0].cols} channels"
+        )
+
+
+def _activate(space: WeightSpace, z: Tensor) -> Tensor:
+    if space.activation == "sin":
+        z = space.forward.w0 * z
+    return FUNCTIONS[space.activation or ""](z)
+
+
+def _run_dense(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return _dense(space, w, x.expand(len(w[space.tensors[0].name]), *x.shape), space.layers)
+
+
+def _dense(
+    space: WeightSpace, w: Mapping[str, Tensor], h: Tensor, layers: tuple[Layer, ...]
+) -> Tensor:
+    """h (b, p, inputs) through dense layers, the last of them without activation."""
+    for layer in layers:
+        weight = w[layer.weight].transpose(1, 2)
+        h = torch.baddbmm(w[layer.bias][:, None], h, weight) if layer.bias else torch.bmm(h, weight)
+        if layer is not layers[-1]:
+            h = _activate(space, h)
+    return h + space.forward.offset
+
+
+def _run_convolutions(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The b networks stand side by side as groups of channels: (p, b*channels, height, width)."""
+    batch, forward = len(w[space.tensors[0].name]), space.forward
+    h, groups = x, 1
+    convolutions = [layer for layer in space.layers if layer.conv]
+    for layer in convolutions:
+        bias = w[layer.bias].flatten(0, 1) if layer.bias else None
+        h = F.conv2d(
+            h, w[layer.weight].flatten(0, 1), bias, forward.stride, forward.padding, groups=groups
+        )
+        groups = batch
+        if layer is space.layers[-1]:
+            break
+        h = _pooled(forward.pooling, _activate(space, h))
+    h = h.unflatten(1, (batch, -1)).transpose(0, 1)
+    h = h.mean(dim=(3, 4)) if forward.junction == "pool" else h.flatten(2)
+    dense = space.layers[len(convolutions) :]
+    return _dense(space, w, h, dense) if dense else h + forward.offset
+
+
+def _pooled(pooling: str, h: Tensor) -> Tensor:
+    if pooling == "none":
+        return h
+    return F.max_pool2d(h, 2) if pooling == "max" else F.avg_pool2d(h, 2)

@@ -1,0 +1,185 @@
+"""An element of a weight space's symmetry group, and its action: no matrices are formed.
+
+On every hidden axis an element has an index vector p, a factor d != 0 and, for SIRENs, a number t
+of half turns:
+
+    W'[j, k] = d_l[j] / d_{l-1}[k] * (-1)^t_{l-1}[k] * W[p_l[j], p_{l-1}[k]]
+    b'[j]    = d_l[j] * b[p_l[j]] + t_l[j] * pi / w0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from qemcli.errors import InputError
+from qemcli.spaces import NamedTensor, WeightSpace
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a group draws on one hidden axis, each (b, n); None where it leaves that part alone."""
+
+    index: Tensor | None = None
+    factor: Tensor | None = None
+    turns: Tensor | None = None
+
+    def filled(self, other: Part) -> Part:
+        """What is None here, from `other`."""
+        mine = {k: v for k, v in vars(self).items() if v is not None}
+        return replace(other, **mine)
+
+    def any(self) -> Tensor | None:
+        """Some part that is there."""
+        return next((v for v in vars(self).values() if v is not None), None)
+
+
+@dataclass(frozen=True)
+class Element:
+    """One group element for each network of a batch; every dict is keyed h1, h2, ...
+
+    Attributes:
+        index: (b, n) int64; neuron j of the result is neuron index[j] of the source.
+        factor: (b, n) float64, not zero.
+        turns: (b, n) int64 half turns of SIREN's phase; empty where there are none.
+    """
+
+    index: dict[str, Tensor]
+    factor: dict[str, Tensor]
+    turns: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> int:
+        """How many networks it acts on; 0 where there is no hidden axis."""
+        return next((len(index) for index in self.index.values()), 0)
+
+    def rows(self, positions: Tensor | slice) -> Element:
+        """The elements of some networks; a repeated position repeats an element."""
+        return self._each(lambda x: x[positions])
+
+    def to(self, device: torch.device | str) -> Element:
+        """The same element on another device."""
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Element:
+        parts = (self.index, self.factor, self.turns)
+        return Element(*({k: change(v) for k, v in part.items()} for part in parts))
+
+
+def identity(space: WeightSpace, batch: int, device: torch.device | str = "cpu") -> Element:
+    """The element that changes nothing."""
+    index = {
+        h: torch.arange(n, device=device).expand(batch, n).clone() for h, n in space.hidden.items()
+    }
+    factor = {
+        h: torch.ones(batch, n, dtype=torch.float64, device=device) for h, n in space.hidden.items()
+    }
+    return Element(index, factor)
+
+
+def assemble(space: WeightSpace, batch: int, parts: Mapping[str, Part]) -> Element:
+    """An element from what was drawn on each hidden axis."""
+    first = next((part.any() for part in parts.values()), None)
+    plain = identity(space, batch, first.device if first is not None else "cpu")
+    index = {h: p.index if p.index is not None else plain.index[h] for h, p in parts.items()}
+    factor = {h: p.factor if p.factor is not None else plain.factor[h] for h, p in parts.items()}
+    turns = {h: p.turns for h, p in parts.items() if p.turns is not None}
+    return Element(index, factor, turns)
+
+
+def compose(g: Element, h: Element) -> Element:
+    """`g` after `h`: act(compose(g, h), w) is act(g, act(h, w)).
+
+    Half turns and signs do not commute (an infinite dihedral group a neuron): t = t_g + d_g * t_h.
+    """
+    index = {a: h.index[a].gather(1, g.index[a]) for a in g.index}
+    factor = {a: g.factor[a] * h.factor[a].gather(1, g.index[a]) for a in g.index}
+    turns = {}
+    for a in {**g.turns, **h.turns}:
+        turned = torch.zeros_like(g.index[a])
+        if a in h.turns:
+            turned = h.turns[a].gather(1, g.index[a]) * g.factor[a].sign().long()
+        turns[a] = turned + g.turns[a] if a in g.turns else turned
+    return Element(index, factor, turns)
+
+
+def inverse(g: Element) -> Element:
+    """The element that undoes `g`."""
+    index = {a: p.argsort(dim=1) for a, p in g.index.items()}
+    factor = {a: 1 / g.factor[a].gather(1, p) for a, p in index.items()}
+    turns = {a: -factor[a].sign().long() * t.gather(1, index[a]) for a, t in g.turns.items()}
+    return Element(index, factor, turns)
+
+
+def act(g: Element, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The networks `w` moved along their orbit by `g`, one element a network.
+
+    Products are formed in float64 and rounded once to each tensor's own dtype. Raises InputError
+    where `g` is not an element for this batch of this space: nothing is broadcast.
+    """
+    space.check(w)
+    _check(g, space, len(w[space.tensors[0].name]))
+    if not g.index:
+        return {t.name: w[t.name] for t in space.tensors}
+    g = g.to(w[space.tensors[0].name].device)
+    shift = math.pi / space.forward.w0
+    return {t.name: _moved(g, t, w[t.name], shift) for t in space.tensors}
+
+
+def _check(g: Element, space: WeightSpace, batch: int) -> None:
+    if set(g.index) != set(space.hidden):
+        raise InputError(
+            f"the group element acts on the axes {sorted(g.index)}, "
+            f"the weight space has {sorted(space.hidden)}"
+        )
+    for part in (g.index, g.factor, g.turns):
+        for axis, value in part.items():
+            if tuple(value.shape) != (batch, space.hidden[axis]):
+                raise InputError(
+                    f"the group element has shape {tuple(value.shape)} on axis {axis}, "
+                    f"the networks need {(batch, space.hidden[axis])}"
+                )
+
+
+def _moved(g: Element, t: NamedTensor, x: Tensor, shift: float) -> Tensor:
+    """One tensor: gathered on all hidden axes at once, scaled, and shifted if it is a bias."""
+    moving = [i for i, axis in enumerate(t.axes) if axis.name in g.index]
+    if not moving:
+        return x
+    taken = _gathered(g, t, x, moving[-1] + 1)
+    scale = torch.ones((), dtype=torch.float64, device=x.device)
+    for i in moving:
+        axis = t.axes[i]
+        d = g.factor[axis.name]
+        if axis.dual:
+            d = 1 / d
+            if axis.name in g.turns:
+                d = d * (1 - 2 * (g.turns[axis.name] % 2))
+        scale = scale * _placed(d, i, len(t.axes))
+    moved = taken * scale
+    if len(t.axes) == 1 and t.axes[0].name in g.turns:
+        moved = moved + shift * g.turns[t.axes[0].name].double()
+    return moved.to(x.dtype).reshape(x.shape)
+
+
+def _gathered(g: Element, t: NamedTensor, x: Tensor, depth: int) -> Tensor:
+    """x as (b, *axes), hidden axes reordered; axes from `depth` on are copied in whole blocks."""
+    sizes = [axis.size for axis in t.axes[:depth]]
+    batch = len(x)
+    at = torch.arange(batch, device=x.device).reshape(batch, *([1] * depth)) * math.prod(sizes)
+    for i, axis in enumerate(t.axes[:depth]):
+        index = g.index.get(axis.name)
+        if index is None:
+            index = torch.arange(axis.size, device=x.device)[None]
+        at = at + _placed(index, i, depth) * math.prod(sizes[i + 1 :])
+    blocks = x.reshape(batch * math.prod(sizes), -1)
+    return blocks.index_select(0, at.reshape(-1)).reshape(batch, *t.unfolded)
+
+
+def _placed(x: Tensor, i: int, axes: int) -> Tensor:
+    """(b, n) -> (b, 1, .., n, .., 1) with n at axis i of `axes`."""
+    return x.reshape(len(x), *([1] * i), x.shape[1], *([1] * (axes - i - 1)))
