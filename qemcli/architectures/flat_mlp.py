@@ -1,0 +1,69 @@
+"""Flat MLP: all weights in a row into a multilayer perceptron; the control without any symmetry.
+
+y = MLP(concat(W_1, b_1, ..., W_L, b_L))                the baseline "MLP" of arXiv:2302.14040
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qemcli.layers.heads import mlp_head
+from qemcli.layers.presets import Preset
+from qemcli.layers.statistics import Standardise
+from qemcli.spaces import WeightSpace
+
+
+@dataclass(frozen=True)
+class Config:
+    """`head`: width of the two hidden layers; `dropout` in [0, 1).
+
+    `standardised`: each weight by constants of the training set, set by `Model.calibrate`.
+    """
+
+    head: int = 1000
+    dropout: float = 0.0
+    standardised: bool = False
+    outputs: int = 1
+
+
+PRESETS = {
+    "flat-mlp-inr": Preset(
+        Config(outputs=10), 2_197_010, "arXiv:2409.11697, MNIST/Fashion INR row", "siren-mnist"
+    ),
+    "flat-mlp": Preset(Config(), None, "ours: the same on the CNN zoo"),
+    "flat-mlp-standardised": Preset(
+        Config(standardised=True), None, "ours: constants of the training set"
+    ),
+}
+
+
+class Model(nn.Module):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+
+    kind = "invariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.scale = Standardise(space.size) if config.standardised else nn.Identity()
+        self.head = mlp_head(space.size, config.head, config.outputs, config.dropout)
+
+    @staticmethod
+    def claims(space: WeightSpace) -> set[str]:
+        """Nothing."""
+        return set()
+
+    def _flat(self, w: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([w[name].flatten(1) for name in self.space.names], dim=1)
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants of `standardised` from the training set's weights; else nothing."""
+        if isinstance(self.scale, Standardise):
+            self.scale.fit(self._flat(w))
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        return self.head(self.scale(self._flat(w)))

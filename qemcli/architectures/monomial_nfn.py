@@ -1,0 +1,188 @@
+"""Monomial-NFN: neural functionals equivariant to permutations with scales (ReLU) or with signs
+(tanh, sine).
+
+Tran et al., Monomial Matrix Group Equivariant Neural Functional Networks, arXiv:2409.11697.
+
+    H_0 = W,   H_i = sigma(E_i H_{i-1}),   i = 1..depth         y = MLP(pool(H_depth))
+
+The activation of the INPUT networks chooses the group: homogeneous -> positive scales, sigma =
+relu; odd -> signs, sigma = tanh and |.| at the end. The pool normalises the channels of every
+entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from qemcli.errors import UnsupportedError, UsageError
+from qemcli.layers import quasi
+from qemcli.layers.features import ChannelDropout, Features, door, pointwise
+from qemcli.layers.heads import mlp_head
+from qemcli.layers.monomial import PositiveScaleLinear, SignLinear
+from qemcli.layers.pooling import HNPPool, NormalisingPool, PublishedNormalisingPool
+from qemcli.layers.presets import Preset
+from qemcli.registry import suggest
+from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
+
+POOLS = ("exact", "published", "means")
+
+
+@dataclass(frozen=True)
+class Config:
+    """`channels` after each equivariant layer; `head` width; `dropout` in [0, 1), channels and
+    head.
+
+    `pool`: exact (dead entries stay 0), published (a floor of 1e-12, not exactly invariant), means
+    (no normalisation: signs only). `signs`: complete (all sign-equivariant maps) or published (the
+    scale layer). `quasi`: none | paper | released | exact, its `eps` at the start, in (-.999,
+    .999), and whether it is learned.
+    """
+
+    channels: tuple[int, ...] = (16, 16, 5)
+    head: int = 200
+    dropout: float = 0.0
+    pool: str = "exact"
+    signs: str = "complete"
+    quasi: str = "none"
+    eps: float = 0.01
+    eps_learned: bool = True
+    outputs: int = 1
+
+
+_TABLE = "table of the CNN zoo, arXiv:2409.11697"
+PRESETS = {
+    "monomial-nfn": Preset(Config(), 254_619, _TABLE),
+    "monomial-nfn-floor": Preset(
+        Config(pool="published"), 254_619, f"{_TABLE}; with its 1e-12 floor"
+    ),
+    "monomial-nfn-large": Preset(
+        Config(channels=(20, 20, 10)),
+        429_421,
+        "large row of the quasi paper; its table says [20, 20, 5]",
+    ),
+    "monomial-nfn-released": Preset(
+        Config(quasi="released"), 264_525, "the quasi layer of the paper's released code"
+    ),
+    "monomial-nfn-tanh": Preset(
+        Config(signs="published"), 254_619, f"{_TABLE}; tanh: the scale layer", "cnn-zoo-tanh"
+    ),
+    "monomial-nfn-paper": Preset(
+        Config(quasi="paper"), None, "the quasi layer of the paper's text: a no-op"
+    ),
+    "monomial-nfn-exact": Preset(
+        Config(quasi="exact"), None, "ours: exactly invariant, and not a no-op"
+    ),
+    "monomial-nfn-sign": Preset(
+        Config(pool="means"), None, "ours: every sign map, means", "cnn-zoo-tanh"
+    ),
+}
+
+
+class Model(nn.Module):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+
+    kind = "invariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.signs = _signs(space, config)
+        channels = [1, *config.channels]
+        self.linears = nn.ModuleList(self._linear(a, b) for a, b in pairwise(channels))
+        self.dropout = ChannelDropout(config.dropout)
+        self.quasi = quasi.make(
+            config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
+        )
+        self.pool = _pool(space, config, channels[-1])
+        inputs = self.pool.per_channel * channels[-1]
+        self.head = mlp_head(inputs, config.head, config.outputs, config.dropout)
+
+    def _linear(self, c_in: int, c_out: int) -> nn.Module:
+        if self.signs and self.config.signs == "complete":
+            return SignLinear(self.space, c_in, c_out)
+        return PositiveScaleLinear(self.space, c_in, c_out)
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations with the activation's diagonal, as far as pool and quasi layer are exact."""
+        if self.quasi is not None and not self.quasi.keeps_invariance and not self._no_op():
+            return set()
+        if self.signs:
+            return {"permutation", "sign", "monomial"}
+        return (
+            {"permutation", "scale", "monomial"} if self.config.pool == "exact" else {"permutation"}
+        )
+
+    def _no_op(self) -> bool:
+        exact = self.config.pool == "exact"
+        return isinstance(self.quasi, quasi.Paper) and exact and not self.signs
+
+    def _between(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) if self.signs else torch.relu(x)
+
+    def _end(self, x: Tensor) -> Tensor:
+        return x.abs() if self.signs else torch.relu(x)
+
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """Features after every equivariant step, by name; `features.act_on_features` acts on them.
+
+        The list ends before |.| of the sign group, whose values are invariant to it.
+        """
+        h = door(self.space, w)
+        steps = [("input", h)]
+        for i, linear in enumerate(self.linears, start=1):
+            before, h = h, linear(h)
+            steps.append((f"linear{i}", h))
+            if i < len(self.linears):
+                h = self.dropout(pointwise(self._between, h))
+                steps.append((f"between{i}", h))
+        if self.quasi is not None:
+            h = self.quasi(w, before, h)
+            steps.append(("quasi", h))
+        return steps
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        h = before = door(self.space, w)
+        for linear in self.linears[:-1]:
+            h = before = self.dropout(pointwise(self._between, linear(h)))
+        h = self.linears[-1](h)
+        if self.quasi is not None:
+            h = self.quasi(w, before, h)
+        return self.head(self.pool(self.dropout(pointwise(self._end, h))))
+
+
+def _signs(space: WeightSpace, config: Config) -> bool:
+    """True for the sign group, False for positive scales; an error where the activation has
+    neither.
+    """
+    if config.signs not in ("complete", "published"):
+        raise UsageError(
+            f"monomial_nfn has no sign layer '{config.signs}'", "choose complete or published"
+        )
+    if space.activation in HOMOGENEOUS:
+        if config.pool == "means":
+            raise UsageError(
+                "the pool 'means' is not invariant to scales", "choose exact or published"
+            )
+        return False
+    if space.activation in ODD:
+        return True
+    what = space.activation or "not known"
+    raise UnsupportedError(
+        f"monomial_nfn needs the networks' activation, and it is {what}",
+        "say --activation relu (or tanh, ...); for others use --architecture nfn",
+    )
+
+
+def _pool(space: WeightSpace, config: Config, channels: int) -> NormalisingPool | HNPPool:
+    if config.pool == "exact":
+        return NormalisingPool(space, channels)
+    if config.pool == "published":
+        return PublishedNormalisingPool(space, channels)
+    if config.pool == "means":
+        return HNPPool(space)
+    raise UsageError(f"monomial_nfn has no pool '{config.pool}'", suggest(config.pool, list(POOLS)))

@@ -1,0 +1,71 @@
+"""StatNN: seven statistics of every tensor, and a multilayer perceptron.
+
+Unterthiner et al., Predicting Neural Network Accuracy from Weights, arXiv:2002.11448 (with this
+head: arXiv:2302.14040).
+
+    phi(T) = [mean, var, q0, q25, q50, q75, q100](T)          y = MLP(phi(T_1), ..., phi(T_n))
+
+Any shuffle of a tensor's entries leaves phi unchanged: invariant to permutations, and to nothing
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from qemcli.layers.heads import mlp_head
+from qemcli.layers.presets import Preset
+from qemcli.layers.statistics import Standardise, tensor_statistics
+from qemcli.spaces import WeightSpace
+
+
+@dataclass(frozen=True)
+class Config:
+    """`head`: width of the two hidden layers; `dropout` in [0, 1).
+
+    `standardised`: each statistic by constants of the training set, set by `Model.calibrate`.
+    """
+
+    head: int = 1000
+    dropout: float = 0.0
+    standardised: bool = False
+    outputs: int = 1
+
+
+PRESETS = {
+    "statnn": Preset(
+        Config(), 1_059_001, "arXiv:2302.14040; table of the CNN zoo, arXiv:2409.11697"
+    ),
+    "statnn-standardised": Preset(
+        Config(standardised=True), None, "ours: constants of the training set"
+    ),
+}
+
+
+class Model(nn.Module):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+
+    kind = "invariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        features = 7 * len(space.tensors)
+        self.scale = Standardise(features) if config.standardised else nn.Identity()
+        self.head = mlp_head(features, config.head, config.outputs, config.dropout)
+
+    @staticmethod
+    def claims(space: WeightSpace) -> set[str]:
+        """Permutations only."""
+        return {"permutation"}
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants of `standardised` from the training set's weights; else nothing."""
+        if isinstance(self.scale, Standardise):
+            self.scale.fit(tensor_statistics(self.space, w))
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        return self.head(self.scale(tensor_statistics(self.space, w)))
