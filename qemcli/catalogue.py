@@ -55,21 +55,7 @@ def architectures() -> dict[str, str]:
 
 
 def presets() -> list[dict[str, Any]]:
-    """One row a published configuration: its published and its own number of parameters."""
-    rows = []
-    for architecture in registry.names("architectures"):
-        module = registry.load("architectures", architecture)
-        for name, preset in getattr(module, "PRESETS", {}).items():
-            model = module.Model(preset.space, preset.config)
-            own = sum(p.numel() for p in model.parameters())
-            rows.append(
-                {
-                    "preset": name,
-                    "architecture": architecture,
-                    "published": preset.published,
-                    "own": own,
-                    "equal": own == preset.published,
-                    "source": preset.source,
-                }
-            )
-    return rows
+    """One row a preset: its published number of parameters and its own (layers/presets.py)."""
+    from qemcli.layers.presets import table
+
+    return table()
