@@ -87,7 +87,7 @@ def image_shape(space: WeightSpace) -> tuple[int, int, int]:
 
 
 def _fits(space: WeightSpace, height: int, width: int) -> bool:
-    """True where all layers are defined on such an image, and the dense layer reads its positions."""
+    """True where all layers are defined on such an image and the dense one reads its positions."""
     forward = space.forward
     for layer in space.layers:
         if not layer.conv:
