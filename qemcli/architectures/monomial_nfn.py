@@ -7,7 +7,8 @@ Tran et al., Monomial Matrix Group Equivariant Neural Functional Networks, arXiv
 
 The activation of the INPUT networks chooses the group: homogeneous -> positive scales, sigma =
 relu; odd -> signs, sigma = tanh and |.| at the end. The pool normalises the channels of every
-entry.
+entry. With no cross terms between layers, a middle tensor is a set of entries to this model: it is
+blind to how the neurons are connected (a test shows it; the quasi mode `exact` is not).
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class Model(nn.Module):
             return set()
         if self.signs:
             return {"permutation", "sign", "monomial"}
+        if self.space.activation in ODD:  # identity: its diagonal has signs too, relu does not
+            return {"permutation", "scale"} if self.config.pool == "exact" else {"permutation"}
         return (
             {"permutation", "scale", "monomial"} if self.config.pool == "exact" else {"permutation"}
         )

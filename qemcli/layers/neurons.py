@@ -1,4 +1,4 @@
-"""The parts of the permutation-equivariant layers: one matrix a set of neurons, one for all means."""
+"""Parts of the permutation-equivariant layers: a matrix a set of neurons, one for all means."""
 
 from __future__ import annotations
 

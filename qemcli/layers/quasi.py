@@ -22,6 +22,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from qemcli.balance import balance
 from qemcli.errors import UsageError
 from qemcli.layers.features import Features
 from qemcli.layers.heads import Gated
@@ -218,8 +219,6 @@ def _outgoing(weight: Tensor) -> Tensor:
 def invariant(space: WeightSpace, w: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """u(x), on which the diagonal group no longer acts: only a permutation is left."""
     if space.activation in HOMOGENEOUS:
-        from qemcli.balance import balance
-
         w = balance(space, w)[0]
     if space.activation in ODD:
         w = {name: x.abs() for name, x in w.items()}
