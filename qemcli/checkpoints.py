@@ -53,7 +53,7 @@ class Checkpoint:
     skipped: tuple[tuple[str, str], ...] = field(default=())
 
     def weights(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that can be weights: floats, as torch lays them out (Keras kernels turned)."""
+        """The tensors that can be weights: floats, in torch's layout."""
         floats = {n: s for n, s in self.shapes.items() if self.dtypes[n] in FLOATS}
         return recognition.turned(floats)
 

@@ -1,9 +1,6 @@
 """Recognition: the weight space of a state dict, whatever its tensors are called.
 
-Weights and biases are paired by their names, else by their sizes; layers are ordered by their
-numbers,
-else as given, else by the one order in which each layer reads what another one writes. What has no
-place is named with its reason; what has a symmetry of another kind is refused.
+What has no place is named with its reason; what has a symmetry of another kind is refused.
 """
 
 from __future__ import annotations
@@ -11,16 +8,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from qemcli import registry
-from qemcli.errors import InputError, UnsupportedError, UsageError
+from qemcli.errors import InputError, UsageError
+from qemcli.ordering import Shape, Shapes, in_order, paired, unsupported
 from qemcli.spaces import ACTIVATIONS, Forward, Layer, WeightSpace, chain
-
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 
 OPTIMISER = "state of the optimiser or the run, not of the network"
 SCALAR = "a single number, not weights"
@@ -58,9 +53,7 @@ def turns(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """How to transpose what Keras stores input-first: kernels (h, w, i, o) and (i, o) to torch's
     order."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}
-    return {
-        n: axes[len(s)] for n, s in shapes.items() if _KERNEL.search(n) and len(s) in (2, 4)
-    }
+    return {n: axes[len(s)] for n, s in shapes.items() if _KERNEL.search(n) and len(s) in (2, 4)}
 
 
 def turned(shapes: Shapes) -> dict[str, Shape]:
@@ -74,6 +67,16 @@ def activation_name(text: str) -> str | None:
     name = text.strip().lower().replace("nn.", "")
     name = _ALIASES.get(name, name)
     return name if name in ACTIVATIONS else None
+
+
+def known_activation(stated: str) -> str:
+    """What --activation states; UsageError with the nearest name for one that we do not know."""
+    known = activation_name(stated)
+    if known is None:
+        raise UsageError(
+            f"no activation is called '{stated}'", registry.suggest(stated, sorted(ACTIVATIONS))
+        )
+    return known
 
 
 def infer(
@@ -99,8 +102,8 @@ def infer(
     if not left:
         raise InputError("it holds no weights", "give a checkpoint with at least one layer")
     _refuse_foreign(left)
-    pairs = _paired(left)
-    names = _ordered({w: left[w] for w in pairs}, ordered)
+    pairs = paired(left)
+    names = in_order({w: left[w] for w in pairs}, ordered)
     return with_skipped(_build(left, pairs, names, metadata, known), tuple(skipped.items()))
 
 
@@ -113,12 +116,7 @@ def _activation(metadata: Mapping[str, Any], stated: str | None) -> str | None:
     if stated is None:
         found = metadata.get("activation", metadata.get("config.activation"))
         return activation_name(found) if isinstance(found, str) else None
-    known = activation_name(stated)
-    if known is None:
-        raise UsageError(
-            f"no activation is called '{stated}'", registry.suggest(stated, sorted(ACTIVATIONS))
-        )
-    return known
+    return known_activation(stated)
 
 
 def _declared(shapes: Shapes, text: str, activation: str | None) -> WeightSpace:
@@ -146,147 +144,13 @@ def _refuse_foreign(shapes: Shapes) -> None:
         for pattern, reason in _FOREIGN:
             if pattern.search(name):
                 reason = "residual connections" if reason == "residual" else reason
-                raise _unsupported(name, reason)
+                raise unsupported(name, reason)
         if len(shape) not in (1, 2, 4):
             kind = {3: "a 1-d convolution", 5: "a 3-d convolution"}.get(len(shape), "no layer")
-            raise _unsupported(name, f"{kind} (shape {shape})")
+            raise unsupported(name, f"{kind} (shape {shape})")
     scales = [n for n, s in shapes.items() if len(s) == 1 and re.search(r"weight$|scale$", n)]
     if scales:
-        raise _unsupported(scales[0], "normalisation (a weight of one dimension)")
-
-
-def _unsupported(name: str, reason: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"tensor '{name}': {reason}; qem acts on chains of dense and convolutional layers",
-        "give a plain MLP, CNN (global pooling or flatten) or SIREN",
-    )
-
-
-def _prefix(name: str) -> str:
-    return re.sub(r"[./]?[^./]*$", "", name)
-
-
-def _stem(name: str) -> str:
-    """The name with what says weight or bias taken out: equal for the two tensors of a layer."""
-    tail = name[len(_prefix(name)) :]
-    word = r"(?<![a-z])(weights?|bias(es)?|kernel|w|b)(?![a-z])"
-    return _prefix(name) + re.sub(word, "", tail, flags=re.IGNORECASE)
-
-
-def _paired(shapes: Shapes) -> dict[str, str | None]:
-    """Weight -> bias, or None for a layer without; raises InputError where it cannot be told."""
-    weights = [n for n, s in shapes.items() if len(s) > 1]
-    biases = [n for n, s in shapes.items() if len(s) == 1]
-    if not weights:
-        raise InputError("it holds no weight of two or four dimensions")
-    found: dict[str, str | None] = dict.fromkeys(weights)
-    for key in (_stem, _prefix):
-        left = [n for n in biases if n not in found.values()]
-        for weight in [w for w in weights if found[w] is None]:
-            fits = [b for b in left if key(b) == key(weight) and shapes[b][0] == shapes[weight][0]]
-            rivals = [w for w in weights if key(w) == key(weight) and found[w] is None]
-            if len(fits) == 1 and len(rivals) == 1:
-                found[weight] = fits[0]
-    left = [n for n in biases if n not in found.values()]
-    if left:
-        _pair_by_size(shapes, found, left)
-    return found
-
-
-def _pair_by_size(shapes: Shapes, found: dict[str, str | None], left: list[str]) -> None:
-    open_weights = [w for w, b in found.items() if b is None]
-    for bias in left:
-        fits = [w for w in open_weights if shapes[w][0] == shapes[bias][0]]
-        rivals = [b for b in left if shapes[b] == shapes[bias]]
-        if not fits:
-            raise InputError(f"tensor '{bias}' {shapes[bias]} is the bias of no layer")
-        # As many biases as layers of that size: they belong together in their natural order.
-        if len(fits) != len(rivals):
-            raise InputError(
-                f"tensor '{bias}' {shapes[bias]}: of which layer it is the bias cannot be told "
-                f"({', '.join(fits)})",
-                "name weight and bias of a layer alike, e.g. 0.weight and 0.bias",
-            )
-        rank = sorted(rivals, key=_natural).index(bias)
-        found[sorted(fits, key=_natural)[rank]] = bias
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A key under which layer2 comes before layer10."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
-
-
-def _follows(shapes: Shapes, first: str, then: str) -> bool:
-    """True where layer `then` can read what layer `first` writes."""
-    a, b = shapes[first], shapes[then]
-    if len(a) == 4 and len(b) == 2:
-        return b[1] % a[0] == 0
-    return len(a) == len(b) and a[0] == b[1]
-
-
-def _chains(shapes: Shapes, order: Sequence[str]) -> bool:
-    pairs = zip(order, order[1:], strict=False)
-    return all(_follows(shapes, a, b) for a, b in pairs)
-
-
-def _ordered(shapes: Shapes, ordered: bool) -> list[str]:
-    """The weights from input to output; InputError where no order or more than one is possible."""
-    given = sorted(shapes, key=lambda n: -len(shapes[n]))  # stable: convolutions first
-    natural = sorted(shapes, key=lambda n: (-len(shapes[n]), _natural(n)))
-    numbered = all(
-        len({re.sub(r"\d+", "#", n) for n in shapes if len(shapes[n]) == dims}) <= 1
-        for dims in (2, 4)
-    )
-    if numbered and _chains(shapes, natural):
-        return natural
-    if ordered and _chains(shapes, given):
-        return given
-    found = list(_search(shapes))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise _no_chain(shapes, natural)
-    raise InputError(
-        f"the order of its layers is ambiguous: both {' > '.join(found[0])} and "
-        f"{' > '.join(found[1])} fit",
-        "number the layers in their names, or save with torch.save, which keeps their order",
-    )
-
-
-def _search(shapes: Shapes, budget: int = 20_000) -> Iterator[list[str]]:
-    """At most two chains through all layers, depth first; nothing where the budget runs out."""
-    most = [n for n in shapes if len(shapes[n]) == 4]
-    stack = [[n] for n in sorted(most or shapes, key=_natural, reverse=True)]
-    found = 0
-    while stack and found < 2 and budget:
-        budget -= 1
-        path = stack.pop()
-        if len(path) == len(shapes):
-            found += 1
-            yield path
-            continue
-        rest = [n for n in shapes if n not in path and _follows(shapes, path[-1], n)]
-        if len(shapes[path[-1]]) == 4:  # all convolutions stand before the first dense layer
-            convs = {n for n in most if n not in path}
-            rest = [n for n in rest if (n in convs) == bool(convs)]
-        stack += [[*path, n] for n in sorted(rest, key=_natural, reverse=True)]
-
-
-def _no_chain(shapes: Shapes, order: Sequence[str]) -> InputError:
-    """Why the layers do not follow one another, as well as it can be told."""
-    for first, then in zip(order, order[1:], strict=False):
-        a, b = shapes[first], shapes[then]
-        if _follows(shapes, first, then):
-            continue
-        if len(a) == len(b) == 4 and a[0] % b[1] == 0:
-            kind = "depthwise" if b[1] == 1 else f"grouped ({a[0] // b[1]} groups)"
-            return _unsupported(then, f"a {kind} convolution, if it follows '{first}'")
-        return InputError(
-            f"its layers are no chain: tensor '{then}' {b} does not read what '{first}' {a} writes",
-            "branches and additions are not supported; a chain of layers is",
-        )
-    return InputError("its layers are no chain")
+        raise unsupported(scales[0], "normalisation (a weight of one dimension)")
 
 
 def _build(
@@ -306,8 +170,10 @@ def _build(
             taps = cols // shapes[order[i - 1]][0]
             junction = "flatten" if taps > 1 else "pool"
             if taps > 1 and _KERNEL.search(name):
-                raise _unsupported(name, "a flatten of channels-last positions (Keras)")
-        layers.append(Layer(name, pairs[name], rows, cols // (1 if kernel else taps), taps, bool(kernel)))
+                raise unsupported(name, "a flatten of channels-last positions (Keras)")
+        layers.append(
+            Layer(name, pairs[name], rows, cols // (1 if kernel else taps), taps, bool(kernel))
+        )
     family = "cnn" if kernels else "mlp"
     forward = Forward(padding=_padding(kernels), junction=junction)
     w0, offset = _number(metadata, "w0", "omega_0"), _number(metadata, "offset")

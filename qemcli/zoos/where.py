@@ -1,6 +1,6 @@
 """The filter language of --where: comparisons over the columns of an index, never code.
 
-    lr < 0.1 and activation == 'relu'        step in (40, 86)        not final or config.seed % 2 == 0
+lr < 0.1 and activation == 'relu'        step in (40, 86)        not final or config.seed % 2 == 0
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def rows(index: pandas.DataFrame, expression: str) -> np.ndarray:
-    """(n,) bool, True where the expression holds; a missing value never holds.
+    """(n,) bool, True where the expression holds; no comparison with a missing value does.
 
     Raises UsageError for an unknown column or anything that is not a comparison of columns.
     """

@@ -1,0 +1,80 @@
+"""A folder of checkpoints, or one checkpoint: any format, any tree, a table of labels beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qemcli.errors import InputError
+from qemcli.spaces import WeightSpace
+from qemcli.zoos import sources, tables
+from qemcli.zoos.scan import Entry, Reader, listing, scan
+from qemcli.zoos.zoo import Zoo
+
+if TYPE_CHECKING:
+    import pandas
+
+WIDTHS = {"uid": "int64", "parameters": "int32"}
+
+
+def sniff(path: Path) -> bool:
+    """Any folder, any file: what it is not, its reader says."""
+    return True
+
+
+def open(path: Path, activation: str | None = None, statistics: bool = False) -> Zoo:
+    """The zoo of a folder, by headers; what cannot be read is in `failures`.
+
+    Raises InputError where not one checkpoint can be read.
+    """
+    single = not path.is_dir()
+    root = path.parent if single else path
+    reader = Reader(root, activation)
+    if single:
+        return _single(path, reader)
+    found = listing(root)
+    rows: list[dict[str, Any]] = []
+    failures = list(found.failures)
+    for row in scan(root, found.entries, reader):
+        (failures if "reason" in row else rows).append(row)
+    if not rows:
+        raise nothing(path, failures, found.ignored)
+    spaces = {reader.arch(s): s for s in reader.known.values() if isinstance(s, WeightSpace)}
+    index, joined = tables.join(table(rows), root)
+    record = {"name": path.resolve().name, "ignored": found.ignored}
+    if joined:
+        record["labels"] = joined
+    return Zoo(index, spaces, sources.files(root), path, "folder", record, failures)
+
+
+def _single(path: Path, reader: Reader) -> Zoo:
+    from qemcli.checkpoints import open_checkpoint
+
+    space = open_checkpoint(path).space(reader.activation)
+    status = path.stat()
+    rows = list(scan(path.parent, [Entry(path.name, status.st_size, status.st_mtime_ns)], reader))
+    spaces = {reader.arch(space): space}
+    return Zoo(table(rows), spaces, sources.files(path.parent), path, "single", {"name": path.stem})
+
+
+def nothing(path: Path, failures: list[dict[str, str]], ignored: int) -> InputError:
+    """That a folder holds no usable checkpoint, and why."""
+    if failures:
+        first = failures[0]
+        return InputError(
+            f"{path}: none of its {len(failures)} checkpoints can be read; "
+            f"the first: {first['checkpoint']}: {first['reason']}"
+        )
+    return InputError(
+        f"{path}: no checkpoint in it ({ignored} other files)",
+        "it reads .safetensors, .pt, .pth, .bin, .ckpt and .npz",
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> pandas.DataFrame:
+    """Index rows as a table, sorted by checkpoint, with `uid` in front."""
+    import pandas
+
+    index = pandas.DataFrame(rows).sort_values("checkpoint", ignore_index=True)
+    index.insert(0, "uid", range(len(index)))
+    return index.astype({k: v for k, v in WIDTHS.items() if k in index})

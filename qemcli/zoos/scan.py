@@ -1,0 +1,202 @@
+"""Walking a folder of checkpoints: which files are checkpoints, and each one's weight space, once
+for all files with the same header."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qemcli.checkpoints import Checkpoint, identify, open_checkpoint, peek
+from qemcli.errors import QemError
+from qemcli.spaces import WeightSpace
+from qemcli.zoos.sources import arch_id
+
+# A file with one of these is a checkpoint, or a failure: it is never passed over.
+SUFFIXES = (
+    ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy", ".h5", ".hdf5", ".keras",
+    ".pkl", ".pickle", ".gguf", ".onnx",
+)  # fmt: skip
+OTHERS = (
+    ".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml", ".toml", ".log",
+    ".png", ".jpg", ".svg", ".pdf", ".html", ".py", ".sh", ".ipynb", ".gz", ".lock", ".tmp", ".rst",
+    ".cfg", ".ini", ".sqlite", ".db",
+)  # fmt: skip
+_RUN_STATE = re.compile(
+    r"^(optimizer|scheduler|scaler|trainer_state|training_args|rng_state)[\w.-]*$", re.IGNORECASE
+)
+_PART = re.compile(r"-\d{5}-of-\d{5}\.")
+LABELS = (
+    "test_accuracy", "test_loss", "train_accuracy", "train_loss", "val_accuracy", "val_loss",
+    "seed", "step", "epoch", "run", "split", "final",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint of a folder: its path below the root, size and modification time (ns)."""
+
+    file: str
+    size: int
+    mtime: int
+
+
+@dataclass
+class Listing:
+    """What lies below a root, in the order of the names."""
+
+    entries: list[Entry] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    ignored: int = 0
+
+
+def listing(root: Path) -> Listing:
+    """Every checkpoint below `root`: regular files only, and no link that leaves the tree."""
+    found = Listing()
+    inside = os.path.realpath(_repository(root))
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__MACOSX")
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            relative = os.path.relpath(path, root).replace(os.sep, "/")
+            reason = _take(found, path, relative, name, inside)
+            if reason:
+                shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
+                found.failures.append({"checkpoint": shown, "reason": reason})
+    found.entries.sort(key=lambda entry: entry.file)
+    return found
+
+
+def _repository(root: Path) -> Path:
+    """The Hub's cache links from snapshots/ to blobs/ beside it: that is one tree."""
+    parents = root.resolve().parents
+    return next((p.parent for p in [root.resolve(), *parents] if p.name == "snapshots"), root)
+
+
+def _take(found: Listing, path: str, relative: str, name: str, inside: str) -> str | None:
+    """List the file, or count it as ignored, or say why it is neither."""
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith(".") or suffix in OTHERS or _RUN_STATE.match(name):
+        found.ignored += 1
+        return None
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        target = os.path.realpath(path)
+        if os.path.commonpath([target, inside]) != inside:
+            return "a link that leaves the folder is not followed"
+        if not os.path.exists(target):
+            return "a link to nothing"
+        status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file (a pipe, socket or device)"
+    if suffix not in SUFFIXES and not _looks_like_one(Path(path)):
+        found.ignored += 1
+        return None
+    if _PART.search(name):
+        return "one part of a checkpoint in several files, which qem does not read yet"
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8: rename it"
+    found.entries.append(Entry(relative, status.st_size, status.st_mtime_ns))
+    return None
+
+
+def _looks_like_one(path: Path) -> bool:
+    try:
+        head = peek(path)
+    except (QemError, OSError):
+        return True  # the reader will say what is wrong with it
+    return head[8:9] == b"{" or b"/data.pkl" in head or identify(head)[0].startswith("a pickle")
+
+
+@dataclass
+class Reader:
+    """Opens checkpoints and remembers the weight space of every header it has met."""
+
+    root: Path
+    activation: str | None = None
+    known: dict[Any, WeightSpace | QemError] = field(default_factory=dict)
+    archs: dict[int, str] = field(default_factory=dict)
+
+    def open(self, entry: Entry) -> tuple[Checkpoint, WeightSpace]:
+        """The checkpoint and its space; raises a QemError that does not repeat the path."""
+        path = self.root / entry.file
+        try:
+            checkpoint = open_checkpoint(path)
+            return checkpoint, self.space(checkpoint)
+        except QemError as error:
+            raise type(error)(error.message.removeprefix(f"{path}: "), error.hint) from None
+
+    def space(self, checkpoint: Checkpoint) -> WeightSpace:
+        """The weight space, worked out once for equal tensors and equal statements about them."""
+        said = checkpoint.metadata
+        stated = tuple(str(said.get(k)) for k in ("qem.space", "activation", "w0", "offset"))
+        key = (tuple(checkpoint.shapes.items()), tuple(checkpoint.dtypes.values()), stated)
+        if key not in self.known:
+            try:
+                self.known[key] = checkpoint.space(self.activation)
+            except QemError as error:
+                reason = error.message.removeprefix(f"{checkpoint.path}: ")
+                self.known[key] = type(error)(reason, error.hint)
+        found = self.known[key]
+        if isinstance(found, QemError):
+            raise type(found)(found.message, found.hint)
+        return found
+
+    def arch(self, space: WeightSpace) -> str:
+        """The space's arch id, hashed once."""
+        if id(space) not in self.archs:
+            self.archs[id(space)] = arch_id(space)
+        return self.archs[id(space)]
+
+
+def labels(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The index columns that a checkpoint's own metadata fill: labels and `config.`
+    hyper-parameters."""
+    kept = {k: v for k, v in metadata.items() if k in LABELS or k.startswith("config.")}
+    return {name: _value(value) for name, value in kept.items()}
+
+
+def _value(value: Any) -> Any:
+    """Metadata are strings in safetensors: a number is read as one."""
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return read if isinstance(read, bool | int | float) else value
+
+
+def scan(root: Path, entries: list[Entry], reader: Reader) -> Iterator[dict[str, Any]]:
+    """One index row a checkpoint, headers only; a row with `reason` for one that cannot be read."""
+    for entry in entries:
+        try:
+            checkpoint, space = reader.open(entry)
+        except QemError as error:
+            yield {"checkpoint": entry.file, "reason": error.message}
+            continue
+        yield {**described(entry, checkpoint, space, reader), **labels(checkpoint.metadata)}
+
+
+def described(
+    entry: Entry, checkpoint: Checkpoint, space: WeightSpace, reader: Reader
+) -> dict[str, Any]:
+    """The index columns that need no weights."""
+    return {
+        "checkpoint": entry.file,
+        "arch": reader.arch(space),
+        "file": entry.file,
+        "parameters": space.size,
+        "activation": space.activation,
+        "coverage": checkpoint.coverage(space),
+        "format": checkpoint.format,
+        "size": entry.size,
+        "mtime": entry.mtime,
+    }

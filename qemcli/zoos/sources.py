@@ -1,0 +1,108 @@
+"""Where the weights of a zoo's rows lie: in shards of one tensor, in one file a checkpoint, or in
+a matrix.
+
+A source reads rows of an index: `source(space, table) -> ((n, D) float32, {row: reason})`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from qemcli.checkpoints import open_checkpoint
+from qemcli.errors import InputError, QemError
+from qemcli.formats import safetensors
+from qemcli.spaces import WeightSpace
+
+if TYPE_CHECKING:
+    import pandas
+
+Source: TypeAlias = "Callable[[WeightSpace, pandas.DataFrame], tuple[np.ndarray, dict[int, str]]]"
+
+
+def arch_id(space: WeightSpace) -> str:
+    """Twelve hex digits that name an architecture: sha256 over its ordered (name, shape) list."""
+    listed = [[name, list(shape)] for name, shape in space.shapes.items()]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]
+
+
+def open_shard(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """A shard's (n, D) float32 rows, memory-mapped, and its header's metadata."""
+    if not path.is_file():
+        raise InputError(f"{path}: the zoo's shard is missing", "fetch or build the zoo again")
+    header = safetensors.read_header(path)
+    slot = header.slots.get("weights")
+    if slot is None or slot.dtype != "float32" or len(slot.shape) != 2:
+        raise InputError(f"{path}: a shard holds one float32 tensor 'weights' [n, D]")
+    if 0 in slot.shape:
+        return np.empty(slot.shape, np.float32), header.metadata
+    return np.memmap(path, "<f4", "r", slot.begin, slot.shape), header.metadata
+
+
+def inside(root: Path, relative: str) -> Path:
+    """root/relative; raises InputError where an index points out of its own folder."""
+    path = Path(relative)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{root}: its index points out of the zoo ('{relative}')")
+    return root / path
+
+
+def shards(root: Path) -> Source:
+    """Rows that lie in shards, by the columns `shard` and `row`."""
+    opened = lru_cache(maxsize=64)(lambda name: open_shard(inside(root, name))[0])
+
+    def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
+        out = np.empty((len(table), space.size), np.float32)
+        names, rows = table["shard"].to_numpy(dtype=object), table["row"].to_numpy()
+        for name in dict.fromkeys(names):
+            at = np.flatnonzero(names == name)
+            matrix = opened(name)
+            if matrix.shape[1] != space.size or rows[at].max() >= len(matrix) or rows[at].min() < 0:
+                raise InputError(
+                    f"{root / name}: {matrix.shape} rows and parameters are not those of the index",
+                    "index the zoo again",
+                )
+            out[at] = matrix[rows[at]]
+        return out, {}
+
+    return read
+
+
+def files(root: Path, activation: str | None = None) -> Source:
+    """Rows that are files, by the column `file`; those that cannot be read any more are named."""
+
+    def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
+        out = np.full((len(table), space.size), np.nan, np.float32)
+        bad: dict[int, str] = {}
+        for i, name in enumerate(table["file"]):
+            try:
+                out[i] = _row(inside(root, name), space)
+            except QemError as error:
+                bad[i] = error.message.removeprefix(f"{root / name}: ")
+        return out, bad
+
+    return read
+
+
+def _row(path: Path, space: WeightSpace) -> np.ndarray:
+    checkpoint = open_checkpoint(path)
+    found = checkpoint.weights()
+    if any(found.get(name) != shape for name, shape in space.shapes.items()):
+        raise InputError(f"{path}: its tensors are not those of the index", "index the zoo again")
+    return checkpoint.row(space)
+
+
+def matrix(weights: np.ndarray, order: np.ndarray) -> Source:
+    """Rows of one (n, D) array, by the column `row`; `order` (D,) carries them to the space's
+    order."""
+
+    def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
+        return np.asarray(weights[table["row"].to_numpy()][:, order], dtype=np.float32), {}
+
+    return read
