@@ -76,7 +76,9 @@ def image_shape(space: WeightSpace) -> tuple[int, int, int]:
         _, height, width = space.forward.image
         return channels, height, width
     squares = [(side, side) for side in SIDES]
-    oblong = [(a, b) for a in SIDES for b in SIDES if a != b]
+    oblong = sorted(
+        ((a, b) for a in SIDES for b in SIDES if a != b), key=lambda s: abs(s[0] - s[1])
+    )
     for height, width in squares + oblong:
         if _fits(space, height, width):
             return channels, height, width
