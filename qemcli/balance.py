@@ -44,7 +44,7 @@ def balance(
     element = identity(space, len(pairs[0][0]), pairs[0][0].device)
     scaled = allowed("scale", space) is None
     signed = allowed("sign", space) is None
-    if not (scaled or signed):
+    if not (scaled or signed) or not element.batch:
         return {t.name: w[t.name] for t in space.tensors}, element
     finite = torch.stack([x.flatten(1).isfinite().all(1) for pair in pairs for x in pair]).all(0)
     whole = bool(finite.all())
