@@ -16,10 +16,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from qemcli.layers.features import Features, require_hidden
-from qemcli.layers.gemm import linear, mix
-from qemcli.layers.neurons import Global, Neurons, folded, mean, uniform
+from qemcli.layers.neurons import Global, Neurons, folded, mean, mix, uniform
 from qemcli.spaces import WeightSpace
 
 

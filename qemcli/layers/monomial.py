@@ -16,9 +16,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from qemcli.layers.features import Features, require_hidden
-from qemcli.layers.gemm import linear
 from qemcli.spaces import WeightSpace
 
 

@@ -6,8 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-
-from qemcli.layers.gemm import linear
+from torch.nn.functional import linear
 
 
 def mean(x: Tensor, axis: int) -> Tensor:
@@ -32,6 +31,12 @@ class Neurons(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return list(linear(x, self.weight).split(self.writes, dim=-1))
+
+
+def mix(x: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """x (b, j, k, reads) through weight, plus left (b, j, writes), plus right (b, k, writes)."""
+    # In place: the product is the largest tensor there is, and its gradient does not need it.
+    return linear(x, weight).add_(left[:, :, None]).add_(right[:, None])
 
 
 def uniform(x: Tensor, fan: int) -> None:
