@@ -1,0 +1,68 @@
+"""qem build: a zoo trained here by a recipe, many networks at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qemcli.cli import _options as options
+from qemcli.cli._out import Answer, Sink
+
+app = typer.Typer(add_completion=False)
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new zoo.")]
+Models = Annotated[int | None, typer.Option("--models", min=1, help="So many networks.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Same seed, same networks.")]
+Source = Annotated[
+    str | None, typer.Option("--source", help="Images: TRAIN.parquet[,TEST.parquet] or hf://…")
+]
+
+
+@app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="TOML file, or a zoo's name.")],
+    out: Out = None,
+    models: Models = None,
+    source: Source = None,
+    workers: options.Workers = 0,
+    seed: SeedOption = None,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train a zoo of small CNNs by a recipe; an interrupted build goes on with --resume.
+
+    Example: qem build cnn-digits --models 200 --out zoo
+    """
+    import dataclasses
+    import os
+
+    from qemcli import recipes
+    from qemcli.zoos.build import recipe as zoo_recipe
+    from qemcli.zoos.build import run, sources
+
+    sink = Sink(json, quiet, verbose)
+    plan = zoo_recipe.load(recipes.find(recipe, "zoo", "recipe.toml"))
+    first, _, second = (source or "").partition(",")
+    given = {"models": models, "seed": seed, "source": first, "test_source": second}
+    plan = dataclasses.replace(plan, **{k: v for k, v in given.items() if v not in (None, "")})
+    folder = out or Path(plan.name)
+    if dry_run:
+        count = plan.models * len(plan.checkpoints)
+        sink.answer(Answer([], {"zoo": str(folder), "networks": plan.models, "checkpoints": count}))
+        return
+    images = sources.load(plan)
+    with sink.progress("training networks", plan.models) as advance:
+        try:
+            summary = run.build(
+                plan, images, folder, workers or os.cpu_count() or 1, resume, advance
+            )
+        except KeyboardInterrupt as stop:
+            stop.hint = f"go on with: qem build {recipe} --out {folder} --resume"  # type: ignore[attr-defined]
+            raise
+    sink.note(f"{summary['networks']} networks written to {folder}")
+    sink.answer(Answer([], summary))

@@ -1,0 +1,260 @@
+"""Small CNNs trained many at a time: one grouped convolution a layer for a whole block of networks.
+
+The architecture is the Small CNN Zoo's (Unterthiner et al., arXiv:2002.11448): convolutions of
+stride 2, activation,
+dropout after each, global average pooling (or flattening), one dense layer. Everything random is
+drawn from the
+network's own generators, so network i is the same, to rounding, however the zoo is cut into blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qemcli.functions import FUNCTIONS
+from qemcli.spaces import Forward, Layer, WeightSpace, cnn
+from qemcli.zoos.build.recipe import Recipe
+from qemcli.zoos.build.sources import Images
+
+OPTIMIZERS = ("adam", "rmsprop", "sgd")
+INITS = ("he_normal", "glorot_normal", "orthogonal", "normal", "truncated_normal")
+
+
+def space_of(recipe: Recipe, activation: str, images: Images) -> WeightSpace:
+    """The weight space of the recipe's networks on these images; checks that every layer has an
+    output."""
+    channels, side, _ = images.shape
+    for _ in recipe.channels:
+        side = (side + 2 * recipe.padding - recipe.kernel) // recipe.stride + 1
+    forward = Forward(
+        stride=recipe.stride,
+        padding=recipe.padding,
+        junction=recipe.junction,
+        image=images.shape,
+        known=True,
+    )
+    positions = side * side if recipe.junction == "flatten" else 1
+    widths = (channels, *recipe.channels)
+    return cnn(widths, images.classes, recipe.kernel, activation, positions, forward)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network to train: its number, what was drawn for it, and its generators' seeds."""
+
+    number: int
+    hyper: dict[str, Any]
+    seed: int
+
+
+def draw(recipe: Recipe, number: int) -> Network:
+    """The hyper-parameters of network `number`, from (recipe.seed, number) alone."""
+    rng = np.random.default_rng((recipe.seed, number))
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    hyper = {
+        "lr": log_uniform(*recipe.lr),
+        "l2": log_uniform(*recipe.l2),
+        "init": str(rng.choice(recipe.init)),
+        "init_std": log_uniform(*recipe.init_std),
+        "dropout": float(rng.uniform(*recipe.dropout)),
+        "optimizer": str(rng.choice(recipe.optimizer)),
+        "train_fraction": float(rng.choice(recipe.train_fraction)),
+        "activation": str(rng.choice(recipe.activation)),
+    }
+    return Network(number, hyper, int(rng.integers(2**62)))
+
+
+def initial(space: WeightSpace, network: Network) -> Tensor:
+    """(D,) initial weights; biases start at zero, as in the published zoo."""
+    generator = torch.Generator().manual_seed(network.seed)
+    w = {}
+    for la in space.layers:
+        shape = (la.rows, la.cols, la.taps)
+        w[la.weight] = _kernel(network, shape, generator).reshape(1, *space[la.weight].shape)
+        if la.bias:
+            w[la.bias] = torch.zeros(1, la.rows)
+    return space.flatten(w)[0]
+
+
+def _kernel(network: Network, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    rows, cols, taps = shape
+    z = torch.randn(shape, generator=generator)
+    kind = network.hyper["init"]
+    if kind == "orthogonal":
+        tall = z.reshape(rows, -1).T if rows < cols * taps else z.reshape(rows, -1)
+        q, r = torch.linalg.qr(tall)
+        q = q * r.diagonal().sign()
+        return (q.T if rows < cols * taps else q).reshape(shape)
+    std = {
+        "he_normal": math.sqrt(2 / (cols * taps)),
+        "glorot_normal": math.sqrt(2 / ((cols + rows) * taps)),
+    }.get(kind, network.hyper["init_std"])
+    if kind == "normal":
+        return z * std
+    while (far := z.abs() > 2).any():  # truncated at two deviations, as Keras does
+        z = torch.where(far, torch.randn(shape, generator=generator), z)
+    return z * std
+
+
+class Block:
+    """Networks of one activation trained side by side: parameters (n, D), one optimiser state."""
+
+    def __init__(self, space: WeightSpace, networks: list[Network], recipe: Recipe, images: Images):
+        self.space, self.recipe, self.images = space, recipe, images
+        # The optimisers are applied to slices, so networks of one optimiser stand together.
+        self.networks = sorted(networks, key=lambda n: (n.hyper["optimizer"], n.number))
+        self.flat = torch.stack([initial(space, n) for n in self.networks]).requires_grad_()
+        self.first = torch.zeros_like(self.flat.detach())
+        self.second = torch.zeros_like(self.first)
+        self.lr = self._column("lr")
+        kernels = {la.weight for la in space.layers}
+        decays = [torch.full((t.size,), float(t.name in kernels)) for t in space.tensors]
+        self.l2 = self._column("l2") * torch.cat(decays)
+        self.generators = [torch.Generator().manual_seed(n.seed ^ 1) for n in self.networks]
+        self.subsets = [self._subset(n) for n in self.networks]
+        self.steps = 0
+
+    def _column(self, name: str) -> Tensor:
+        return torch.tensor([n.hyper[name] for n in self.networks])[:, None]
+
+    def _subset(self, network: Network) -> Tensor:
+        rng = np.random.default_rng((network.seed, 2))
+        total = len(self.images.train_label)
+        size = max(self.recipe.batch, round(total * network.hyper["train_fraction"]))
+        return torch.from_numpy(rng.permutation(total)[:size].copy())
+
+    def step(self) -> None:
+        """One step of every network on its own batch, with its own optimiser."""
+        chosen = [
+            subset[torch.randint(len(subset), (self.recipe.batch,), generator=g)]
+            for subset, g in zip(self.subsets, self.generators, strict=True)
+        ]
+        rows = torch.stack(chosen)
+        logits = self.forward(self.flat, rows, self._masks())
+        labels = self.images.train_label[rows]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss / self.recipe.batch, self.flat)
+        self.steps += 1
+        with torch.no_grad():
+            self._update(gradient + 2 * self.l2 * self.flat)
+
+    def forward(self, flat: Tensor, rows: Tensor, masks: list[Tensor] | None = None) -> Tensor:
+        """Logits (n, p, classes) of network i on the training images rows[i] (n, p)."""
+        n, p = rows.shape
+        w = self.space.unflatten(flat)
+        x = self.images.train[rows].transpose(0, 1).flatten(1, 2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        act = FUNCTIONS[self.space.activation or "relu"]
+        for i, la in enumerate(self.space.layers[:-1]):
+            kernel = w[la.weight].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            bias = w[la.bias].flatten() if la.bias else None
+            x = F.conv2d(x, kernel, bias, self.recipe.stride, self.recipe.padding, groups=n)
+            x = act(x)
+            if masks is not None:
+                x = x * self._shaped(masks[i], x)
+        return self._dense(self.space.layers[-1], w, x.unflatten(1, (n, -1)))
+
+    def _dense(self, la: Layer, w: dict[str, Tensor], x: Tensor) -> Tensor:
+        """x (p, n, c, h, v) -> (n, p, classes) through pooling or flattening."""
+        z = x.flatten(2) if la.taps > 1 else x.mean((3, 4))
+        out = torch.einsum("pni,noi->npo", z, w[la.weight])
+        return out + w[la.bias][:, None] if la.bias else out
+
+    def _shaped(self, mask: Tensor, x: Tensor) -> Tensor:
+        """(n, p, c, h, v) keep factors in the order of x (p, n c, h, v)."""
+        return mask.transpose(0, 1).flatten(1, 2).to(memory_format=torch.channels_last)
+
+    def _masks(self) -> list[Tensor] | None:
+        """Dropout factors of each convolution, (n, p, c, h, v), from every network's own generator.
+
+        Each 64-bit draw serves eight units, so a rate is rounded to 1/256.
+        """
+        rates = torch.tensor([n.hyper["dropout"] for n in self.networks])
+        if not rates.any():
+            return None
+        _, side, _ = self.images.shape
+        sizes, shapes = [], []
+        for channels in self.recipe.channels:
+            side = (side + 2 * self.recipe.padding - self.recipe.kernel) // self.recipe.stride + 1
+            shapes.append((self.recipe.batch, channels, side, side))
+            sizes.append(math.prod(shapes[-1]))
+        words = torch.empty(len(self.networks), -(-sum(sizes) // 8), dtype=torch.int64)
+        for row, generator in zip(words, self.generators, strict=True):
+            row.random_(-(2**63), None, generator=generator)
+        levels = (rates * 256).round()[:, None]
+        keep = words.view(torch.uint8)[:, : sum(sizes)] >= levels
+        factors = keep * (256 / (256 - levels))
+        parts = factors.split(sizes, dim=1)
+        return [f.unflatten(1, shape) for f, shape in zip(parts, shapes, strict=True)]
+
+    def _update(self, gradient: Tensor) -> None:
+        """Adam, RMSprop and SGD with Keras' constants, each on its slice of the block."""
+        names = [n.hyper["optimizer"] for n in self.networks]
+        for name in OPTIMIZERS:
+            if name in names:
+                low = names.index(name)
+                part = slice(low, low + names.count(name))
+                getattr(self, f"_{name}")(part, gradient[part])
+
+    def _adam(self, part: slice, gradient: Tensor) -> None:
+        m, v, t = self.first[part], self.second[part], self.steps
+        m.lerp_(gradient, 0.1)
+        v.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        size = m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt_() + 1e-7)
+        self.flat[part] -= self.lr[part] * size
+
+    def _rmsprop(self, part: slice, gradient: Tensor) -> None:
+        v = self.second[part]
+        v.mul_(0.9).addcmul_(gradient, gradient, value=0.1)
+        self.flat[part] -= self.lr[part] * gradient / (v.sqrt() + 1e-7)
+
+    def _sgd(self, part: slice, gradient: Tensor) -> None:
+        self.flat[part] -= self.lr[part] * gradient
+
+    @torch.no_grad()
+    def measure(self) -> list[dict[str, float]]:
+        """Accuracy and loss of every network on the test images and on (up to 512 of) its own
+        training images."""
+        size = min(512, *(len(s) for s in self.subsets))
+        rows = torch.stack([s[:size] for s in self.subsets])
+        train = self._scores(self.forward(self.flat, rows), self.images.train_label[rows])
+        test = self._scores(self._test_logits(), self.images.test_label.expand(len(rows), -1))
+        names = ("accuracy", "loss")
+        return [
+            {f"{side}_{n}": float(v[i]) for side, vs in (("test", test), ("train", train))
+             for n, v in zip(names, vs, strict=True)}
+            for i in range(len(rows))
+        ]  # fmt: skip
+
+    def _test_logits(self) -> Tensor:
+        from qemcli.functions import respond
+
+        w = self.space.unflatten(self.flat.detach())
+        return torch.cat([respond(self.space, w, x) for x in self.images.test.split(256)], dim=1)
+
+    def _scores(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        right = (logits.argmax(-1) == label).double().mean(1)
+        loss = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
+        return right, loss.unflatten(0, label.shape).double().mean(1)
+
+
+def train(block: Block) -> Iterator[tuple[int, np.ndarray, list[dict[str, float]]]]:
+    """Train the block; at every checkpoint step yields (step, weights (n, D), one score dict a
+    network)."""
+    last = max(block.recipe.checkpoints)
+    for step in range(last + 1):
+        if step in block.recipe.checkpoints:
+            yield step, block.flat.detach().numpy().copy(), block.measure()
+        if step < last:
+            block.step()

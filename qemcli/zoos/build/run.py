@@ -1,0 +1,186 @@
+"""Build a zoo: the recipe's networks in blocks, one single-threaded process a core, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qemcli import __version__
+from qemcli.errors import UsageError
+from qemcli.zoos.build.recipe import Recipe
+from qemcli.zoos.build.sources import Images
+from qemcli.zoos.store import Store, beside
+
+SPLIT = (0.6, 0.7)  # train below the first, val below the second, test above: by run
+
+
+def blocks(recipe: Recipe) -> list[list[int]]:
+    """Network numbers of every block."""
+    numbers = range(recipe.models)
+    return [list(numbers[i : i + recipe.block]) for i in range(0, recipe.models, recipe.block)]
+
+
+def splits(recipe: Recipe) -> np.ndarray:
+    """train, val or test for every network: 60/10/30 in an order drawn from the recipe's seed."""
+    order = np.random.default_rng((recipe.seed, 2**32)).permutation(recipe.models)
+    rank = np.empty(recipe.models)
+    rank[order] = (np.arange(recipe.models) + 0.5) / recipe.models
+    return np.array(["train", "val", "test"])[np.digitize(rank, SPLIT)]
+
+
+def build(
+    recipe: Recipe,
+    images: Images,
+    folder: Path,
+    workers: int,
+    resume: bool = False,
+    advance: Callable[[int], None] = lambda n: None,
+) -> dict[str, Any]:
+    """Train every block that is not there yet, then write index, zoo.json and card; returns the
+    summary.
+
+    Raises UsageError where `folder` holds something else, or the start of another recipe's zoo.
+    """
+    store = Store(folder, resume)
+    _same_recipe(recipe, folder)
+    work = blocks(recipe)
+    todo = [b for b in range(len(work)) if not store.done(b)]
+    if (folder / "index.parquet").is_file():
+        todo = []
+    advance(recipe.models - sum(len(work[b]) for b in todo))
+    with ProcessPoolExecutor(
+        max(1, workers), get_context("spawn"), _start, (recipe, images)
+    ) as pool:
+        jobs = {pool.submit(_block, b, work[b], folder): b for b in todo}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                advance(len(work[jobs[job]]))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return _finished(recipe, store, len(work))
+
+
+def _same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Refuse to go on with a zoo that was begun by another recipe."""
+    import json
+
+    path, text = folder / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=1) + "\n"
+    if not path.is_file():
+        beside(path, lambda p: p.write_text(text) and None)
+    elif path.read_text() != text:
+        raise UsageError(f"{folder}: begun by another recipe or seed", "give another --out")
+
+
+_RECIPE: Recipe
+_IMAGES: Images
+
+
+def _start(recipe: Recipe, images: Images) -> None:
+    global _RECIPE, _IMAGES  # a worker's two arguments that are too large to send with every block
+    import torch
+
+    from qemcli.training import keep_memory
+
+    torch.set_num_threads(1)
+    keep_memory()
+    _RECIPE, _IMAGES = recipe, images
+
+
+def _block(block: int, numbers: list[int], folder: Path) -> None:
+    """Train one block, all activations of it, and write it whole."""
+    from qemcli.zoos.build import cnn
+
+    networks = [cnn.draw(_RECIPE, number) for number in numbers]
+    split = splits(_RECIPE)
+    flats, rows = [], []
+    space = None
+    for activation in sorted({n.hyper["activation"] for n in networks}):
+        group = [n for n in networks if n.hyper["activation"] == activation]
+        space = cnn.space_of(_RECIPE, activation, _IMAGES)
+        trained = cnn.Block(space, group, _RECIPE, _IMAGES)
+        for step, weights, scores in cnn.train(trained):
+            flats.append(weights)
+            rows += [
+                _row(network, step, score, str(split[network.number]))
+                for network, score in zip(trained.networks, scores, strict=True)
+            ]
+    flat = np.concatenate(flats)
+    order = sorted(range(len(rows)), key=lambda i: rows[i]["checkpoint"])
+    Store(folder, resume=True).write(block, space, flat[order], [rows[i] for i in order])
+
+
+def _row(network: Any, step: int, score: dict[str, float], split: str) -> dict[str, Any]:
+    run = f"run-{network.number:05d}"
+    hyper = {f"config.{name}": value for name, value in network.hyper.items()}
+    return {
+        "checkpoint": f"{run}/step-{step:05d}",
+        "run": run,
+        "step": np.int32(step),
+        "final": step == max(_RECIPE.checkpoints),
+        "split": split,
+        **score,
+        **hyper,
+        "activation": network.hyper["activation"],
+        "seed": network.seed,
+    }
+
+
+def _finished(recipe: Recipe, store: Store, count: int) -> dict[str, Any]:
+    import pandas
+
+    path = store.folder / "index.parquet"
+    record = {"recipe": dataclasses.asdict(recipe), "licence": recipe.licence, "name": recipe.name}
+    about = {**record, "provenance": {"command": "qem build", "qem": __version__}}
+    table = pandas.read_parquet(path) if path.is_file() else store.finish(count, about)
+    final = table[table["final"]]
+    quantiles = final["test_accuracy"].quantile([0, 0.25, 0.5, 0.75, 1]).round(4).tolist()
+    summary = {
+        "zoo": str(store.folder),
+        "networks": len(final),
+        "checkpoints": len(table),
+        "not_finite": int((~table["finite"]).sum()),
+        "test_accuracy_quantiles": quantiles,
+    }
+    text = card(recipe, summary)
+    beside(store.folder / "README.md", lambda p: p.write_text(text) and None)
+    return summary
+
+
+def card(recipe: Recipe, summary: dict[str, Any]) -> str:
+    """The zoo's card: data, licence, what was drawn, how it is built again."""
+    low, q25, middle, q75, high = summary["test_accuracy_quantiles"]
+    fields = dataclasses.asdict(recipe)
+    drawn = ("lr", "l2", "init", "init_std", "dropout", "optimizer", "train_fraction", "activation")
+    lines = [
+        "---",
+        "library_name: qem",
+        f"license: {recipe.licence}",
+        "tags: [model-zoo, weight-space]",
+        "---",
+        f"# {recipe.name}",
+        "",
+        recipe.about or f"Small CNNs trained on {recipe.source}.",
+        "",
+        f"{summary['networks']} networks, {summary['checkpoints']} checkpoints (steps "
+        f"{', '.join(map(str, recipe.checkpoints))}; batch {recipe.batch}), split 60/10/30 by run. "
+        f"{summary['not_finite']} checkpoints hold weights that are not finite.",
+        "",
+        f"Test accuracy of the final networks on {recipe.test_images} held-out images: "
+        f"{low:.3f} | {q25:.3f} | {middle:.3f} | {q75:.3f} | {high:.3f} (minimum, quartiles, maximum).",
+        "",
+        "Drawn for every network: "
+        + "; ".join(f"{name} {list(fields[name])}" for name in drawn)
+        + ".",
+        "",
+        f"Built again by `qem build RECIPE --out DIR --seed {recipe.seed}` with the recipe.toml beside.",
+        "",
+    ]
+    return "\n".join(lines)

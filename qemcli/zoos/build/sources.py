@@ -1,0 +1,157 @@
+"""Images to train zoos on: scikit-learn's digits, a parquet in the Hub's schema, or the Hub
+itself."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qemcli.errors import EnvironmentFailure, InputError, UsageError
+from qemcli.zoos.build.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Images:
+    """Training and test images (p, channels, height, width) in [-1, 1], and their labels (p,)."""
+
+    train: Tensor
+    train_label: Tensor
+    test: Tensor
+    test_label: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        return int(self.train_label.max()) + 1
+
+
+def load(recipe: Recipe) -> Images:
+    """The recipe's images; the test images are the first `test_images` of a seeded order.
+
+    Raises InputError for a file that holds no images, EnvironmentFailure where an extra is missing.
+    """
+    if recipe.source == "digits":
+        image, label = _digits()
+        train, test = _cut(image, label, recipe.test_images)
+    else:
+        train = _parquet(recipe.source)
+        if recipe.test_source:
+            test = _first(*_parquet(recipe.test_source), recipe.test_images)
+        else:
+            train, test = _cut(*train, recipe.test_images)
+    return Images(*_tensors(*train, recipe.resize), *_tensors(*test, recipe.resize))
+
+
+Labelled = tuple[np.ndarray, np.ndarray]  # (p, channels, h, w) in [0, 1], (p,)
+
+
+def _digits() -> Labelled:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise EnvironmentFailure(
+            "the digits come with scikit-learn", "pip install 'qemcli[build]'"
+        ) from None
+    found = load_digits()
+    return found.images[:, None].astype(np.float32) / 16, found.target
+
+
+def _cut(image: np.ndarray, label: np.ndarray, test: int) -> tuple[Labelled, Labelled]:
+    if not 0 < test < len(image):
+        raise UsageError(f"test_images is {test}, and there are {len(image)} images in all")
+    order = np.random.default_rng(0).permutation(len(image))
+    held, rest = order[:test], order[test:]
+    return (image[rest], label[rest]), (image[held], label[held])
+
+
+def _first(image: np.ndarray, label: np.ndarray, count: int) -> Labelled:
+    order = np.random.default_rng(0).permutation(len(image))[:count]
+    return image[order], label[order]
+
+
+def _tensors(image: np.ndarray, label: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+    x = torch.from_numpy(np.ascontiguousarray(image))
+    if side and side != x.shape[-1]:
+        x = torch.nn.functional.interpolate(x, size=(side, side), mode="area")
+    return 2 * x - 1, torch.from_numpy(label.astype(np.int64))
+
+
+def _parquet(source: str) -> Labelled:
+    """Images and labels of one parquet file, columns found by feature type and not by name."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = _fetched(source)
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: not a readable parquet file ({error})") from None
+    image, label = _columns(path, table)
+    pictures = [_picture(path, row) for row in table[image].to_pylist()]
+    if len({p.shape for p in pictures}) != 1:
+        raise InputError(f"{path}: its images have different sizes")
+    return np.stack(pictures), np.asarray(table[label].to_pylist())
+
+
+def _columns(path: Path, table: object) -> tuple[str, str]:
+    """(image column, label column) from the `huggingface` schema metadata, else from the column
+    types."""
+    schema = table.schema  # type: ignore[attr-defined]
+    record = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = record.get("info", {}).get("features", {})
+    kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
+    for field in schema:
+        if field.name not in kinds:
+            struct = str(field.type).startswith("struct") and "bytes" in str(field.type)
+            kinds[field.name] = (
+                "Image" if struct else "ClassLabel" if "int" in str(field.type) else ""
+            )
+    found = [
+        [n for n, kind in kinds.items() if kind == wanted] for wanted in ("Image", "ClassLabel")
+    ]
+    if not all(found):
+        raise InputError(f"{path}: no image and label columns among {', '.join(kinds)}")
+    return found[0][0], found[1][0]
+
+
+def _picture(path: Path, row: dict[str, bytes]) -> np.ndarray:
+    """PNG or JPEG bytes -> (channels, height, width) in [0, 1]."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise EnvironmentFailure(
+            "images are read by pillow", "pip install 'qemcli[build]'"
+        ) from None
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(row["bytes"])), dtype=np.float32) / 255
+    except (UnidentifiedImageError, OSError, TypeError) as error:
+        raise InputError(f"{path}: a row that is no image ({error})") from None
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _fetched(source: str) -> Path:
+    """A local path; hf://datasets/owner/name/file is fetched from the Hub."""
+    prefix = "hf://datasets/"
+    if not source.startswith(prefix):
+        return Path(source)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    owner, name, file = (source[len(prefix) :].split("/", 2) + ["", ""])[:3]
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise EnvironmentFailure(
+            f"{source}: {reason}", "give a local parquet with --source"
+        ) from None

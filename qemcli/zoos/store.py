@@ -1,0 +1,129 @@
+"""The writer of our own zoo layout: blocks are written whole or not at all, and finishing makes
+the index.
+
+weights/<arch>/shard-00000.safetensors     one tensor "weights" [n, D], the weight space in the
+header
+parts/part-00000.parquet                   the rows of that block; gone once the index is there
+index.parquet, zoo.json                    written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from qemcli.errors import InputError, UsageError
+from qemcli.spaces import WeightSpace
+from qemcli.zoos.statistics import describe
+
+VERSION = 1
+
+
+def arch_id(space: WeightSpace) -> str:
+    """12 hexadecimal digits that name an architecture: its ordered tensor names and shapes."""
+    record = json.dumps([[name, list(shape)] for name, shape in space.shapes.items()])
+    return hashlib.sha256(record.encode()).hexdigest()[:12]
+
+
+def beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Write next to the target, flush to disk, rename: the name never holds half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Store:
+    """A zoo in the making. Blocks may be written in any order and by several processes."""
+
+    def __init__(self, folder: Path, resume: bool = False) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--out {folder}: a file is in the way")
+        if folder.is_dir() and any(folder.iterdir()) and not resume:
+            raise UsageError(
+                f"--out {folder}: it is not empty", "give another --out, or --resume to go on"
+            )
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _part(self, block: int) -> Path:
+        return self.folder / "parts" / f"part-{block:05d}.parquet"
+
+    def done(self, block: int) -> bool:
+        """True where the block's rows are on disk; its shard was written before them."""
+        return self._part(block).is_file()
+
+    def write(
+        self, block: int, space: WeightSpace, flat: np.ndarray, rows: list[dict[str, Any]]
+    ) -> None:
+        """One block: flat (n, D) float32 in the order of the space, one row a network.
+
+        Raises OSError where the disk is full or read-only; nothing is then left under a final name.
+        """
+        from safetensors.numpy import save_file
+
+        flat = np.ascontiguousarray(flat, dtype="<f4")
+        arch = arch_id(space)
+        shard = Path("weights") / arch / f"shard-{block:05d}.safetensors"
+        header = {"qem.space": space.to_json()}
+        beside(self.folder / shard, lambda p: save_file({"weights": flat}, p, metadata=header))
+        table = pandas.DataFrame(rows)
+        table["arch"], table["shard"], table["row"] = arch, str(shard), np.arange(len(flat))
+        table["file"] = None
+        table["finite"] = np.isfinite(flat).all(axis=1)
+        table["parameters"] = np.int32(space.size)
+        table["activation"] = space.activation
+        table["sha256"] = [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
+        statistics = {k: v for k, v in describe(space, flat).items() if k.startswith("stat.")}
+        table = pandas.concat([table, pandas.DataFrame(statistics)], axis=1)
+        table.attrs = {"space": space.to_json()}
+        beside(self._part(block), lambda p: table.to_parquet(p, index=False))
+
+    def finish(self, blocks: int, about: dict[str, Any]) -> pandas.DataFrame:
+        """Join the parts into index.parquet, write zoo.json; InputError where a block is
+        missing."""
+        missing = [b for b in range(blocks) if not self.done(b)]
+        if missing:
+            raise InputError(
+                f"{self.folder}: block {missing[0]} of {blocks} is not there", "--resume"
+            )
+        parts = [pandas.read_parquet(self._part(b)) for b in range(blocks)]
+        spaces = {part["arch"].iloc[0]: part.attrs["space"] for part in parts}
+        for part in parts:
+            part.attrs = {}
+        table = pandas.concat(parts, ignore_index=True)
+        table = table.sort_values("checkpoint", kind="stable", ignore_index=True)
+        table.insert(0, "uid", np.arange(len(table), dtype=np.int64))
+        beside(self.folder / "index.parquet", lambda p: write_index(table, spaces, p))
+        record = {"format": "qem-zoo", "version": VERSION, "checkpoints": len(table), **about}
+        text = json.dumps(record, indent=1) + "\n"
+        beside(self.folder / "zoo.json", lambda p: p.write_text(text) and None)
+        shutil.rmtree(self.folder / "parts")
+        return table
+
+
+def write_index(table: pandas.DataFrame, spaces: dict[str, str], path: Path) -> None:
+    """The table as parquet, with the weight spaces (JSON each, by arch id) in the schema's
+    metadata."""
+    import pyarrow
+    import pyarrow.parquet
+
+    arrow = pyarrow.Table.from_pandas(table, preserve_index=False)
+    record = json.dumps({"version": VERSION, "spaces": spaces})
+    metadata = {**(arrow.schema.metadata or {}), b"qem.index": record.encode()}
+    pyarrow.parquet.write_table(
+        arrow.replace_schema_metadata(metadata), path, compression="zstd", row_group_size=65_536
+    )

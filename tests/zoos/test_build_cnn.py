@@ -1,0 +1,212 @@
+"""Networks trained side by side are the networks that one would train alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qemcli.errors import UsageError
+from qemcli.spaces import WeightSpace
+from qemcli.zoos.build import cnn, recipe, run, sources
+from qemcli.zoos.build.recipe import Recipe
+
+PLAN = Recipe(
+    name="tiny", test_images=200, models=7, checkpoints=(2, 5), batch=8, channels=(5, 4), block=3
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> sources.Images:
+    return sources.load(PLAN)
+
+
+def _module(space: WeightSpace, flat: torch.Tensor, activation: str) -> nn.Sequential:
+    act = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
+    layers: list[nn.Module] = []
+    for la in space.layers[:-1]:
+        layers += [nn.Conv2d(la.cols, la.rows, 3, stride=2, padding=1), act()]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(space.layers[-1].cols, 10)]
+    module = nn.Sequential(*layers)
+    names = list(module.state_dict())
+    w = space.unflatten(flat[None])
+    values = [w[t.name][0] for t in space.tensors]
+    module.load_state_dict(dict(zip(names, values, strict=True)))
+    return module
+
+
+def _alone(
+    module: nn.Module, network: cnn.Network, block: cnn.Block, images: sources.Images
+) -> torch.Tensor:
+    """The same network trained by an ordinary loop of nn.Module and torch.optim."""
+    h = network.hyper
+    kernels = [p for p in module.parameters() if p.dim() > 1]
+    biases = [p for p in module.parameters() if p.dim() == 1]
+    groups = [{"params": kernels, "weight_decay": 2 * h["l2"]}, {"params": biases}]
+    optimiser = {
+        "adam": lambda: torch.optim.Adam(groups, lr=h["lr"], eps=1e-7),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=h["lr"], alpha=0.9, eps=1e-7),
+        "sgd": lambda: torch.optim.SGD(groups, lr=h["lr"]),
+    }[h["optimizer"]]()
+    generator = torch.Generator().manual_seed(network.seed ^ 1)
+    subset = block.subsets[block.networks.index(network)]
+    for _ in range(5):
+        rows = subset[torch.randint(len(subset), (PLAN.batch,), generator=generator)]
+        loss = nn.functional.cross_entropy(module(images.train[rows]), images.train_label[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("optimizer", cnn.OPTIMIZERS)
+def test_block_equals_the_loop(activation: str, optimizer: str, images: sources.Images) -> None:
+    plan = dataclasses.replace(
+        PLAN, activation=(activation,), optimizer=(optimizer,), dropout=(0.0, 0.0), l2=(1e-3, 1e-2)
+    )
+    space = cnn.space_of(plan, activation, images)
+    networks = [cnn.draw(plan, number) for number in range(4)]
+    block = cnn.Block(space, networks, plan, images)
+    start = block.flat.detach().clone()
+    for _ in range(5):
+        block.step()
+    for i, network in enumerate(block.networks):
+        module = _module(space, start[i], activation)
+        alone = _alone(module, network, block, images)
+        moved = (alone - start[i]).abs().max()
+        assert moved > 1e-4
+        torch.testing.assert_close(block.flat.detach()[i], alone, rtol=1e-4, atol=2e-5)
+
+
+def test_network_is_the_same_in_any_block(images: sources.Images) -> None:
+    plan = dataclasses.replace(PLAN, dropout=(0.2, 0.6), checkpoints=(3,))
+    networks = [cnn.draw(plan, number) for number in range(8)]
+    found = []
+    for size in (1, 3, 8):
+        flats = {}
+        for i in range(0, 8, size):
+            block = cnn.Block(
+                cnn.space_of(plan, "relu", images), networks[i : i + size], plan, images
+            )
+            *_, (_, flat, _) = cnn.train(block)
+            flats |= {n.number: f for n, f in zip(block.networks, flat, strict=True)}
+        found.append(np.stack([flats[i] for i in range(8)]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_the_rate(images: sources.Images) -> None:
+    plan = dataclasses.replace(PLAN, dropout=(0.5, 0.5), batch=64)
+    networks = [cnn.draw(plan, number) for number in range(4)]
+    block = cnn.Block(cnn.space_of(plan, "relu", images), networks, plan, images)
+    masks = block._masks()
+    assert masks is not None
+    for mask in masks:
+        assert abs(float((mask == 0).double().mean()) - 0.5) < 0.02
+        assert abs(float(mask.double().mean()) - 1) < 0.04
+    first, second = block._masks(), masks
+    assert not torch.equal(first[0], second[0])  # type: ignore[index]
+
+
+def test_accuracy_is_that_of_the_network(images: sources.Images) -> None:
+    plan = dataclasses.replace(PLAN, models=2, dropout=(0.0, 0.0), checkpoints=(5,))
+    space = cnn.space_of(plan, "relu", images)
+    block = cnn.Block(space, [cnn.draw(plan, i) for i in range(2)], plan, images)
+    *_, (_, flat, scores) = cnn.train(block)
+    module = _module(space, torch.from_numpy(flat[1]), "relu")
+    logits = module(images.test)
+    accuracy = (logits.argmax(1) == images.test_label).double().mean()
+    assert scores[1]["test_accuracy"] == pytest.approx(float(accuracy), abs=1e-9)
+    loss = nn.functional.cross_entropy(logits, images.test_label)
+    assert scores[1]["test_loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+
+
+def test_build_resumes_to_the_same_zoo(images: sources.Images, tmp_path: Path) -> None:
+    import pandas
+
+    whole = run.build(PLAN, images, tmp_path / "a", 1)
+    assert whole["networks"] == 7
+    assert whole["checkpoints"] == 14
+    run.build(PLAN, images, tmp_path / "b", 1)
+    # An interrupted build: its index was never written and its last block is missing.
+    done = tmp_path / "c"
+    store = run.Store(done)
+    run._same_recipe(PLAN, done)
+    run._start(PLAN, images)
+    run._block(1, run.blocks(PLAN)[1], done)
+    assert store.done(1)
+    run.build(PLAN, images, done, 1, resume=True)
+    tables = [pandas.read_parquet(tmp_path / n / "index.parquet") for n in "abc"]
+    pandas.testing.assert_frame_equal(tables[0], tables[1])
+    pandas.testing.assert_frame_equal(tables[0], tables[2])
+    assert not list(done.rglob("*.tmp"))
+
+
+def test_split_keeps_runs_together() -> None:
+    plan = dataclasses.replace(PLAN, models=1000)
+    names, counts = np.unique(run.splits(plan), return_counts=True)
+    assert dict(zip(names, counts, strict=True)) == {"test": 300, "train": 600, "val": 100}
+
+
+def test_build_refuses_what_it_did_not_begin(images: sources.Images, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run.build(PLAN, images, tmp_path, 1)
+    other = tmp_path / "zoo"
+    run._same_recipe(PLAN, other)
+    with pytest.raises(UsageError, match="another recipe"):
+        run.build(dataclasses.replace(PLAN, seed=9), images, other, 1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("modls = 3", "Did you mean 'models'"),
+        ("models = 'many'", "something like"),
+        ("lr = [0.1]", "low, high"),
+        ("dropout = [0.5, 1.0]", "dropout"),
+        ("models = ", "not TOML"),
+    ],
+)
+def test_recipe_names_what_is_wrong(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        recipe.load(path)
+    assert said in f"{error.value.message} {error.value.hint}"
+
+
+def test_build_command_makes_a_zoo(run: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text("models = 2\ncheckpoints = [1]\nbatch = 4\nchannels = [3]\ntest_images = 50\n")
+    ran = run("build", path, "--out", tmp_path / "zoo", "--workers", "1", "--json")
+    assert ran.code == 0
+    assert ran.json["networks"] == 2
+    about = json.loads((tmp_path / "zoo" / "zoo.json").read_text())
+    assert about["format"] == "qem-zoo"
+    assert run("build", path, "--out", tmp_path / "zoo").code == 2
+    assert run("build", "no-such-recipe").code == 2
+    dry = run("build", path, "--out", tmp_path / "dry", "--dry-run")
+    assert dry.code == 0
+    assert not (tmp_path / "dry").exists()
+
+
+def test_parquet_without_images_is_named(tmp_path: Path) -> None:
+    import pandas
+
+    from qemcli.errors import InputError
+
+    path = tmp_path / "x.parquet"
+    pandas.DataFrame({"text": ["a"], "label": [0]}).to_parquet(path)
+    with pytest.raises(InputError, match="no image"):
+        sources.load(dataclasses.replace(PLAN, source=str(path)))
+    path.write_bytes(b"PAR1 cut")
+    with pytest.raises(InputError, match="not a readable parquet"):
+        sources.load(dataclasses.replace(PLAN, source=str(path)))
