@@ -1,9 +1,9 @@
 """The canonical form: one network of every orbit, and the ties among biases that it met.
 
-Balance removes scales, signs and half turns; then every hidden layer is put in the order of its
-balanced biases (argsort; the expressivity paper's canonisation of networks in general position), ties
-broken by incoming norm, outgoing norm, sums of weights and of cubes, and at last by the weights
-themselves, read in the order of the layers that are already sorted.
+Balance removes scales, signs and half turns. Then every hidden layer is put in the order of its
+balanced biases (argsort, the canonisation of networks in general position), ties broken by incoming
+norm, outgoing norm, sums of weights and of their cubes, and at last by the weights themselves, read
+in the order of the layers that are already sorted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def canonicalise(
 
     Constant on orbits of every group that applies, idempotent, in the orbit (but for dead neurons,
     which become zeros: balance). A tie is a hidden neuron whose balanced bias is, to
-    rounding, an earlier neuron's, so that other keys decided. Raises InputError where `w` is not of this space.
+    rounding, an earlier neuron's, so that other keys decided.
+    Raises InputError where `w` is not of this space.
     """
     balanced, moved = balance(space, w)
     order = identity(space, moved.batch, w[space.tensors[0].name].device)
