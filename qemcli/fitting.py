@@ -22,7 +22,7 @@ from qemcli.predictors import Predictor
 from qemcli.recipes import Recipe
 from qemcli.samples import Sample, carried, gather
 from qemcli.training import Rows, Run
-from qemcli.zoos.resolve import open_zoo
+from qemcli.zoos.opening import open_zoo
 
 STATE = "training-state.pt"
 

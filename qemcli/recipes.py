@@ -15,7 +15,7 @@ from qemcli.predictors import Design
 from qemcli.shipped import shipped
 from qemcli.training import Schedule
 
-DEFAULT = "cnn-mini"  # the zoo whose train.toml is what `qem train` does with nothing else
+DEFAULT = "cnn-small"  # the zoo whose train.toml is what `qem train` does with nothing else
 
 
 @dataclass(frozen=True)

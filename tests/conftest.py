@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a seeded generator, the command line, a small zoo of real shape."""
+"""Fixtures that every test may use: a seeded generator and the command line."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ ZooOption = Annotated[str | None, typer.Option("--zoo", help="Another zoo than t
 def compare(
     recipe: Annotated[
         str, typer.Argument(help="TOML file, or a zoo with a compare.toml.")
-    ] = "cnn-mini",
+    ] = "cnn-small",
     out: Folder = Path("comparison"),
     zoo: ZooOption = None,
     workers: options.Workers = 0,
@@ -39,7 +39,7 @@ def compare(
     from qemcli.fitting import with_split
     from qemcli.registry import load
     from qemcli.samples import gather
-    from qemcli.zoos.resolve import open_zoo
+    from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
     plan = comparison.load(recipes.find(recipe, "comparison", "compare.toml"))

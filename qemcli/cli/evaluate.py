@@ -51,7 +51,7 @@ def evaluate(
     """
     from qemcli import evaluation
     from qemcli.predictors import Predictor
-    from qemcli.zoos.resolve import open_zoo
+    from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
     loaded = Predictor.load(predictor)

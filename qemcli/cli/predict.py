@@ -36,7 +36,7 @@ def predict(
     """
     from qemcli import answering, registry
     from qemcli.predictors import Predictor
-    from qemcli.zoos.resolve import open_zoo
+    from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
     given = Predictor.load(predictor) if predictor else None

@@ -96,7 +96,11 @@ def test_answer_in_json_is_strict_and_alone_on_stdout(capsys: pytest.CaptureFixt
     rows = [{"checkpoint": "a", "prediction": float("nan")}]
     sink.answer(Answer(rows, {"tau": 0.5}))
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"tau": 0.5, "rows": [{"checkpoint": "a", "prediction": None}], "failed": []}
+    assert json.loads(out) == {
+        "tau": 0.5,
+        "rows": [{"checkpoint": "a", "prediction": None}],
+        "failed": [],
+    }
     assert err == "narration\n"
 
 

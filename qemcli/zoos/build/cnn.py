@@ -151,7 +151,7 @@ class Block:
 
     def forward(self, flat: Tensor, rows: Tensor, masks: list[Tensor] | None = None) -> Tensor:
         """Logits (n, p, classes) of network i on the training images rows[i] (n, p)."""
-        n, p = rows.shape
+        n = len(rows)
         w = self.space.unflatten(flat)
         x = self.images.train[rows].transpose(0, 1).flatten(1, 2)
         x = x.contiguous(memory_format=torch.channels_last)

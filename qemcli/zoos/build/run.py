@@ -174,13 +174,13 @@ def card(recipe: Recipe, summary: dict[str, Any]) -> str:
         f"{summary['not_finite']} checkpoints hold weights that are not finite.",
         "",
         f"Test accuracy of the final networks on {recipe.test_images} held-out images: "
-        f"{low:.3f} | {q25:.3f} | {middle:.3f} | {q75:.3f} | {high:.3f} (minimum, quartiles, maximum).",
+        f"minimum {low:.3f}, quartiles {q25:.3f}, {middle:.3f}, {q75:.3f}, maximum {high:.3f}.",
         "",
         "Drawn for every network: "
         + "; ".join(f"{name} {list(fields[name])}" for name in drawn)
         + ".",
         "",
-        f"Built again by `qem build RECIPE --out DIR --seed {recipe.seed}` with the recipe.toml beside.",
+        f"Built again by `qem build RECIPE --out DIR --seed {recipe.seed}`; the recipe is recipe.json.",
         "",
     ]
     return "\n".join(lines)

@@ -147,7 +147,7 @@ def _fetched(source: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    owner, name, file = (source[len(prefix) :].split("/", 2) + ["", ""])[:3]
+    owner, name, file = [*source[len(prefix) :].split("/", 2), "", ""][:3]
     try:
         return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

@@ -1,0 +1,40 @@
+"""Open the zoo that a command's arguments mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qemcli.errors import InputError
+from qemcli.zoos.resolve import resolve
+from qemcli.zoos.zoo import Zoo
+
+
+def open_zoo(
+    given: str | None,
+    say: Callable[[str], None],
+    where: str | None = None,
+    limit: int | None = None,
+    activation: str | None = None,
+    strict: bool = False,
+) -> Zoo:
+    """The zoo, filtered; raises InputError where nothing usable is left, or, `strict`, at the
+    first failure."""
+    path = resolve(given, say)
+    zoo = Zoo.open(path, activation=activation)
+    if strict and zoo.failures:
+        first = zoo.failures[0]
+        raise InputError(f"{first['checkpoint']}: {first['reason']}")
+    if where:
+        zoo = zoo.where(where)
+    if limit:
+        zoo = zoo.limit(limit)
+    if not len(zoo):
+        raise InputError(f"{path}: no usable checkpoint{_why(zoo, where)}")
+    return zoo
+
+
+def _why(zoo: Zoo, where: str | None) -> str:
+    if zoo.failures:
+        first = zoo.failures[0]
+        return f" ({len(zoo.failures)} failed; {first['checkpoint']}: {first['reason']})"
+    return f" where {where}" if where else ""
