@@ -68,7 +68,11 @@ def sniff(path: Path) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """The checkpoint, header only; raises InputError that names what is wrong with it."""
-    header = read_header(path)
+    return of(path, read_header(path))
+
+
+def of(path: Path, header: Header) -> Checkpoint:
+    """The checkpoint of a header that was checked."""
     return Checkpoint(
         path,
         "safetensors",

@@ -8,14 +8,14 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qemcli.checkpoints import Checkpoint, identify, open_checkpoint, peek
 from qemcli.errors import QemError
 from qemcli.spaces import WeightSpace
-from qemcli.zoos.sources import arch_id
+from qemcli.zoos.sources import arch_key
 
 # A file with one of these is a checkpoint, or a failure: it is never passed over.
 SUFFIXES = (
@@ -30,6 +30,7 @@ OTHERS = (
 _RUN_STATE = re.compile(
     r"^(optimizer|scheduler|scaler|trainer_state|training_args|rng_state)[\w.-]*$", re.IGNORECASE
 )
+STATED = ("qem.space", "activation", "config.activation", "w0", "omega_0", "offset")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 LABELS = (
     "test_accuracy", "test_loss", "train_accuracy", "train_loss", "val_accuracy", "val_loss",
@@ -136,7 +137,7 @@ class Reader:
     def space(self, checkpoint: Checkpoint) -> WeightSpace:
         """The weight space, worked out once for equal tensors and equal statements about them."""
         said = checkpoint.metadata
-        stated = tuple(str(said.get(k)) for k in ("qem.space", "activation", "w0", "offset"))
+        stated = tuple(str(said.get(k)) for k in STATED)
         key = (tuple(checkpoint.shapes.items()), tuple(checkpoint.dtypes.values()), stated)
         if key not in self.known:
             try:
@@ -149,10 +150,15 @@ class Reader:
             raise type(found)(found.message, found.hint)
         return found
 
+    def spaces(self) -> dict[str, WeightSpace]:
+        """Arch id -> weight space of all that was met, without activation: rows say their own."""
+        met = [space for space in self.known.values() if isinstance(space, WeightSpace)]
+        return {self.arch(space): replace(space, activation=None) for space in met}
+
     def arch(self, space: WeightSpace) -> str:
         """The space's arch id, hashed once."""
         if id(space) not in self.archs:
-            self.archs[id(space)] = arch_id(space)
+            self.archs[id(space)] = arch_key(space)
         return self.archs[id(space)]
 
 
@@ -174,7 +180,7 @@ def _value(value: Any) -> Any:
     return read if isinstance(read, bool | int | float) else value
 
 
-def scan(root: Path, entries: list[Entry], reader: Reader) -> Iterator[dict[str, Any]]:
+def scan(entries: list[Entry], reader: Reader) -> Iterator[dict[str, Any]]:
     """One index row a checkpoint, headers only; a row with `reason` for one that cannot be read."""
     for entry in entries:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +19,7 @@ import numpy as np
 from qemcli.checkpoints import open_checkpoint
 from qemcli.errors import InputError, QemError
 from qemcli.formats import safetensors
+from qemcli.recognition import infer
 from qemcli.spaces import WeightSpace
 
 if TYPE_CHECKING:
@@ -30,6 +32,19 @@ def arch_id(space: WeightSpace) -> str:
     """Twelve hex digits that name an architecture: sha256 over its ordered (name, shape) list."""
     listed = [[name, list(shape)] for name, shape in space.shapes.items()]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]
+
+
+def arch_key(space: WeightSpace) -> str:
+    """The arch id, and four digits more where the network is run in another way than its tensors
+    suggest (another w0, stride, ...): two such spaces are not one architecture."""
+    try:
+        usual = infer(space.shapes, {}, space.activation).forward
+    except QemError:
+        usual = None
+    if usual is not None and replace(usual, known=space.forward.known) == space.forward:
+        return arch_id(space)
+    stated = json.dumps(asdict(space.forward), sort_keys=True)
+    return f"{arch_id(space)}-{hashlib.sha256(stated.encode()).hexdigest()[:4]}"
 
 
 def open_shard(path: Path) -> tuple[np.ndarray, dict[str, str]]:
@@ -103,6 +118,9 @@ def matrix(weights: np.ndarray, order: np.ndarray) -> Source:
     order."""
 
     def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
-        return np.asarray(weights[table["row"].to_numpy()][:, order], dtype=np.float32), {}
+        rows = table["row"].to_numpy()
+        straight = len(rows) > 1 and (np.diff(rows) == 1).all()
+        found = weights[rows[0] : rows[-1] + 1] if straight else weights[rows]
+        return np.asarray(found[:, order], dtype=np.float32), {}
 
     return read

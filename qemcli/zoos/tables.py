@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from qemcli.errors import UsageError
 from qemcli.zoos.scan import LABELS
@@ -23,77 +22,83 @@ OWN = (
 PLAIN = (*LABELS, "activation")
 
 
-def join(index: pandas.DataFrame, root: Path) -> tuple[pandas.DataFrame, dict[str, Any] | None]:
-    """(index with the table's columns, how many rows met) of labels.* in `root`; None where there
-    is no table.
+@dataclass(frozen=True)
+class Labels:
+    """The table with the checkpoints' own names as its index, and how many rows met."""
+
+    table: pandas.DataFrame
+    report: dict[str, Any]
+
+    def fill(self, index: pandas.DataFrame) -> pandas.DataFrame:
+        """The index with the table's columns; a value that the checkpoint itself states gives
+        way."""
+        found = self.table.reindex(index["checkpoint"])
+        found.index = index.index
+        for name in found.columns:
+            values = found[name].combine_first(index[name]) if name in index else found[name]
+            index = index.assign(**{name: values})
+        return index
+
+
+def read(root: Path, names: list[str]) -> Labels | None:
+    """labels.csv, .parquet or .jsonl in `root`, for checkpoints of these names; None without one.
 
     Hyper-parameters get the prefix `config.`. Raises UsageError for a table without a column of
     paths, with a path twice, or with a path that fits two checkpoints.
     """
     file = next((root / name for name in NAMES if (root / name).is_file()), None)
-    if file is None or not len(index):
-        return index, None
-    table = _read(file)
+    if file is None:
+        return None
+    table = _table(file)
     key = next((k for k in KEYS if k in table), None)
     if key is None:
         raise UsageError(f"{file}: no column of paths", f"name one of {', '.join(KEYS)}")
-    at = _positions(file, index, table[key].astype(str).tolist())
-    hit = at >= 0
-    for column in [c for c in table.columns if c not in KEYS and c not in OWN]:
-        name = column if column in PLAIN or column.startswith("config.") else f"config.{column}"
-        index = index.assign(**{name: _filled(index, name, table[column][hit], at[hit])})
-    joined = int(hit.sum())
-    return index, {
+    met = _met(file, names, [path.removeprefix("./") for path in table[key].astype(str)])
+    table = table[[c for c in table.columns if c not in KEYS and c not in OWN]]
+    plain = {c: c if c in PLAIN or c.startswith("config.") else f"config.{c}" for c in table}
+    hit = [name is not None for name in met]
+    table = table.rename(columns=plain)[hit]
+    table.index = [name for name in met if name is not None]
+    report = {
         "file": file.name,
-        "joined": joined,
-        "without_label": len(index) - joined,
-        "without_checkpoint": len(table) - joined,
+        "joined": len(table),
+        "without_label": len(names) - len(table),
+        "without_checkpoint": len(met) - len(table),
     }
+    return Labels(table, report)
 
 
-def _read(file: Path) -> pandas.DataFrame:
+def _table(file: Path) -> pandas.DataFrame:
     import pandas
     import pyarrow
 
-    readers = {
-        ".csv": pandas.read_csv,
-        ".parquet": pandas.read_parquet,
-        ".jsonl": lambda f: pandas.read_json(f, lines=True),
-    }
     try:
-        return readers[file.suffix](file)
+        if file.suffix == ".csv":
+            return pandas.read_csv(file)
+        if file.suffix == ".parquet":
+            return pandas.read_parquet(file)
+        return pandas.read_json(file, lines=True)
     except (ValueError, OSError, pyarrow.ArrowException) as error:
         said = str(error).splitlines()[0][:100]
         raise UsageError(f"{file}: not a readable table ({said})") from None
 
 
-def _positions(file: Path, index: pandas.DataFrame, paths: list[str]) -> np.ndarray:
-    """(rows of the table,) position in the index that each names, -1 for none."""
-    known: dict[str, int] = {}
-    for position, name in enumerate(index["checkpoint"]):
+def _met(file: Path, names: list[str], paths: list[str]) -> list[str | None]:
+    """The checkpoint that each path means: its own name, or that without folders or suffix where
+    only one has it."""
+    aliases: dict[str, str | None] = {}
+    for name in names:
         pure = PurePosixPath(name)
-        for alias in {name, str(pure.with_suffix("")), pure.name, pure.stem}:
-            known[alias] = -2 if alias in known and alias != name else position
-    exact = {name: i for i, name in enumerate(index["checkpoint"])}
-    found = np.array(
-        [exact.get(p, known.get(p, -1)) for p in (x.removeprefix("./") for x in paths)], dtype=int
-    )
-    for path, position in zip(paths, found, strict=True):
-        if position == -2:
+        for alias in {str(pure.with_suffix("")), pure.name, pure.stem}:
+            aliases[alias] = None if alias in aliases else name
+    exact, met = set(names), []
+    for path in paths:
+        if path not in exact and aliases.get(path, "") is None:
             raise UsageError(f"{file}: '{path}' fits two checkpoints", "give paths from the folder")
-    hits = found[found >= 0]
-    if len(set(hits.tolist())) != len(hits):
-        twice = next(
-            p for p, at in zip(paths, found, strict=True) if (found == at).sum() > 1 <= at + 1
-        )
-        raise UsageError(f"{file}: '{twice}' stands twice")
-    return found
-
-
-def _filled(index: pandas.DataFrame, name: str, values: Any, at: np.ndarray) -> pandas.Series:
-    """The column with the table's values where it has some."""
-    import pandas
-
-    placed = pandas.Series(values.to_numpy(), index=at).reindex(range(len(index)))
-    placed.index = index.index
-    return placed.combine_first(index[name]) if name in index else placed
+        met.append(path if path in exact else aliases.get(path))
+    seen: set[str] = set()
+    for found in met:
+        if found is not None and found in seen:
+            raise UsageError(f"{file}: '{found}' stands twice")
+        seen.add(found or "")
+    return met

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qemcli.errors import InputError
-from qemcli.spaces import WeightSpace
 from qemcli.zoos import sources, tables
 from qemcli.zoos.scan import Entry, Reader, listing, scan
 from qemcli.zoos.zoo import Zoo
@@ -35,26 +34,27 @@ def open(path: Path, activation: str | None = None, statistics: bool = False) ->
     found = listing(root)
     rows: list[dict[str, Any]] = []
     failures = list(found.failures)
-    for row in scan(root, found.entries, reader):
+    for row in scan(found.entries, reader):
         (failures if "reason" in row else rows).append(row)
     if not rows:
         raise nothing(path, failures, found.ignored)
-    spaces = {reader.arch(s): s for s in reader.known.values() if isinstance(s, WeightSpace)}
-    index, joined = tables.join(table(rows), root)
-    record = {"name": path.resolve().name, "ignored": found.ignored}
-    if joined:
-        record["labels"] = joined
-    return Zoo(index, spaces, sources.files(root), path, "folder", record, failures)
+    index = table(rows)
+    labels = tables.read(root, index["checkpoint"].tolist())
+    record: dict[str, Any] = {"name": path.resolve().name, "ignored": found.ignored}
+    if labels:
+        index, record["labels"] = labels.fill(index), labels.report
+    return Zoo(index, reader.spaces(), sources.files(root), path, "folder", record, failures)
 
 
 def _single(path: Path, reader: Reader) -> Zoo:
     from qemcli.checkpoints import open_checkpoint
 
-    space = open_checkpoint(path).space(reader.activation)
+    checkpoint = open_checkpoint(path)
+    checkpoint.space(reader.activation)  # raises with the path, where scan would only note it
     status = path.stat()
-    rows = list(scan(path.parent, [Entry(path.name, status.st_size, status.st_mtime_ns)], reader))
-    spaces = {reader.arch(space): space}
-    return Zoo(table(rows), spaces, sources.files(path.parent), path, "single", {"name": path.stem})
+    rows = list(scan([Entry(path.name, status.st_size, status.st_mtime_ns)], reader))
+    record = {"name": path.stem}
+    return Zoo(table(rows), reader.spaces(), sources.files(path.parent), path, "single", record)
 
 
 def nothing(path: Path, failures: list[dict[str, str]], ignored: int) -> InputError:

@@ -1,0 +1,50 @@
+"""qem inspect: the weight space of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qemcli.cli import _options as options
+from qemcli.cli._out import Answer, Sink
+
+app = typer.Typer(add_completion=False)
+
+Files = Annotated[list[Path], typer.Argument(help="Checkpoints.", metavar="CHECKPOINT...")]
+
+
+@app.command()
+def inspect(
+    checkpoints: Files,
+    activation: options.Activation = None,
+    strict: options.Strict = False,
+    json: options.Json = False,
+    out: options.OutFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Find a checkpoint's weight space: named axes, activation, symmetry groups, what is left out.
+
+    Example: qem inspect model.safetensors --json
+    """
+    from qemcli import inspection
+
+    sink = Sink(json, quiet, verbose)
+    rows, failed = inspection.inspect(checkpoints, activation, strict)
+    if len(rows) == 1 and not failed:
+        sink.answer(inspection_answer(rows[0], json), out)
+        return
+    columns = ["checkpoint", "family", "widths", "activation", "groups", "parameters", "coverage"]
+    sink.answer(Answer(rows, {"n": len(rows)}, failed, columns), out)
+
+
+def inspection_answer(row: dict, json: bool) -> Answer:
+    """One checkpoint: its tensors are the table; JSON has the record on top and as the row."""
+    if json:
+        return Answer([row], row)
+    tensors = [{"tensor": n, **t} for n, t in row["tensors"].items()]
+    skipped = [{"tensor": s["tensor"], "axes": f"left out: {s['reason']}"} for s in row["skipped"]]
+    summary = {k: v for k, v in row.items() if k not in ("tensors", "skipped", "space", "refused")}
+    return Answer(tensors + skipped, summary, columns=["tensor", "axes", "shape", "dtype"])

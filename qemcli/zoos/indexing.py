@@ -1,0 +1,301 @@
+"""Indexing: one parquet row a checkpoint, in chunks that are written as they are done.
+
+A chunk is a parquet file in OUT/.index.parts, named by what it was made from: a run that was cut
+off finds its chunks again. At the end they become index.parquet, written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qemcli import __version__
+from qemcli.errors import EnvironmentFailure, InputError, UsageError
+from qemcli.zoos import tables
+from qemcli.zoos.chunks import FileChunk, RowChunk
+from qemcli.zoos.layouts.folder import nothing
+from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, read_index
+from qemcli.zoos.merging import Merge, aligned, read_part
+from qemcli.zoos.resolve import locate
+from qemcli.zoos.scan import Entry, listing
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CHUNK_ROWS, CHUNK_BYTES = 1000, 64 << 20
+PARTS, LOCK = ".index.parts", ".index.lock"
+Chunk = FileChunk | RowChunk
+
+
+@dataclass
+class Plan:
+    """What is to be done: chunks, the names of all checkpoints, what is known without reading."""
+
+    root: Path
+    folder: Path
+    source: dict[str, Any]
+    chunks: list[Chunk]
+    total: int
+    names: tuple[str, ...] = ()
+    ignored: int = 0
+    failures: tuple[dict[str, str], ...] = ()
+    kept: pyarrow.Table | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """What a dry run says."""
+        return {
+            "index": str(self.folder / INDEX),
+            "checkpoints": self.total,
+            "to_read": sum(len(chunk) for chunk in self.chunks),
+            "ignored": self.ignored,
+        }
+
+
+def index(
+    zoo: str | Path | Plan,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda n: None,
+    strict: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write OUT/index.parquet and return the summary, its `failed` list included.
+
+    `zoo` is a plan, or what `planned` takes, with its options; `workers` 0 is one process a core.
+    Raises InputError where nothing can be read, or with `strict` where anything cannot.
+    """
+    plan = zoo if isinstance(zoo, Plan) else planned(zoo, strict=strict, **options)
+    with _alone(plan.folder) as parts:
+        written = list(_written(plan, parts, workers, advance))
+        summary = _merged(plan, written, strict)
+        shutil.rmtree(parts, ignore_errors=True)
+    return summary
+
+
+def planned(
+    zoo: str | Path,
+    out: str | Path | None = None,
+    update: bool = False,
+    activation: str | None = None,
+    strict: bool = False,
+) -> Plan:
+    """What indexing a zoo into OUT (the zoo's own folder) will do; nothing is written.
+
+    `update` takes the rows of files whose size and time are unchanged from the index that is
+    there. Raises UsageError where OUT is no folder, InputError where there is nothing to index.
+    """
+    path = locate(zoo)
+    folder = Path(out) if out is not None else (path if path.is_dir() else path.parent)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder}: not a folder")
+    plan = _plan(path, folder, update, activation)
+    if strict:
+        _stop(plan.failures)
+    return plan
+
+
+def _stop(failures: Sequence[dict[str, str]]) -> None:
+    for item in failures[:1]:
+        raise InputError(f"{item['checkpoint']}: {item['reason']}", "leave out --strict to go on")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """The folder of parts, held by this process alone; an earlier run's chunks may be in it."""
+    parts = folder / PARTS
+    parts.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EnvironmentFailure(
+                f"{folder}: another qem index is writing there", "wait for it, or pass --out"
+            ) from None
+        try:
+            yield parts
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                parts.rmdir()  # stays where finished chunks wait for the next run
+
+
+def _plan(path: Path, folder: Path, update: bool, activation: str | None) -> Plan:
+    from qemcli.zoos.layouts import small_cnn
+
+    published = path.is_dir() and ((path / INDEX).is_file() or small_cnn.sniff(path))
+    if path.suffix == ".parquet" or (published and not _of_files(path)):
+        return _plan_rows(path, folder)
+    root = path if path.is_dir() else path.parent
+    found = listing(root)
+    if not path.is_dir():
+        found.entries = [e for e in found.entries if e.file == path.name]
+        found.failures = [f for f in found.failures if f["checkpoint"] == path.name]
+    if not found.entries:
+        raise nothing(path, found.failures, found.ignored)
+    source = {
+        "layout": "folder", "path": os.path.relpath(root, folder), "activation": activation
+    }  # fmt: skip
+    kept, left = _unchanged(folder, found.entries, source) if update else (None, found.entries)
+    chunks: list[Chunk] = [FileChunk(str(root), tuple(c), activation) for c in _cut(left)]
+    names = tuple(entry.file for entry in found.entries)
+    return Plan(
+        root, folder, source, chunks, len(names), names, found.ignored, tuple(found.failures), kept
+    )
+
+
+def _of_files(path: Path) -> bool:
+    """An index that we wrote into a folder of checkpoints: the files are the zoo, not the index."""
+    if not (path / INDEX).is_file():
+        return False
+    from pyarrow import ArrowException, parquet
+
+    try:
+        meta = parquet.read_schema(path / INDEX).metadata or {}
+        source = json.loads(meta[KEY])["source"]
+    except (ArrowException, OSError, KeyError, ValueError, TypeError):
+        return not (path / "zoo.json").exists()
+    return isinstance(source, dict) and source.get("layout") == "folder"
+
+
+def _plan_rows(path: Path, folder: Path) -> Plan:
+    from qemcli.zoos.zoo import Zoo
+
+    zoo = Zoo.open(path)
+    root = path if path.is_dir() else path.parent
+    layout = zoo.layout if zoo.layout == "small_cnn" else "indexed"
+    source = {"layout": layout, "path": os.path.relpath(root, folder)}
+    starts = range(0, len(zoo), CHUNK_ROWS)
+    stamp = (path / INDEX if (path / INDEX).is_file() else path).stat().st_mtime_ns
+    chunks: list[Chunk] = [
+        RowChunk(str(path), s, min(s + CHUNK_ROWS, len(zoo)), stamp) for s in starts
+    ]
+    return Plan(root, folder, source, chunks, len(zoo))
+
+
+def _cut(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Chunks of at most CHUNK_ROWS files and about CHUNK_BYTES bytes."""
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if chunk and (len(chunk) == CHUNK_ROWS or size + entry.size > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(entry)
+        size += entry.size
+    if chunk:
+        yield chunk
+
+
+def _unchanged(
+    folder: Path, entries: list[Entry], source: dict[str, Any]
+) -> tuple[Any, list[Entry]]:
+    """(rows of the index that is there for files that have not changed, the other files)."""
+    import pyarrow
+
+    if not (folder / INDEX).is_file():
+        return None, entries
+    table, meta = read_index(folder / INDEX)
+    if meta.get("source") != source:
+        return None, entries
+    old = dict(zip(table["file"], zip(table["size"], table["mtime"], strict=True), strict=True))
+    same = {e.file for e in entries if old.get(e.file) == (e.size, e.mtime)}
+    kept = table[table["file"].isin(same)].drop(columns="uid")
+    arrow = pyarrow.Table.from_pandas(kept, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({KEY: json.dumps({"spaces": meta["spaces"]})})
+    return arrow, [e for e in entries if e.file not in same]
+
+
+def _written(
+    plan: Plan, parts: Path, workers: int, advance: Callable[[int], None]
+) -> Iterator[Path]:
+    """The part file of every chunk, in order; those that are there already are not made again."""
+    if plan.kept is not None:
+        advance(len(plan.kept))
+    todo = [(chunk, parts / f"{_digest(chunk)}.parquet") for chunk in plan.chunks]
+    if (workers or os.cpu_count() or 1) == 1 or len(todo) < 2:
+        for chunk, file in todo:
+            chunk.write(file)
+            advance(len(chunk))
+            yield file
+        return
+    try:
+        with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
+            made = pool.map(_write, todo)
+            for (chunk, file), _ in zip(todo, made, strict=True):
+                advance(len(chunk))
+                yield file
+    except BrokenProcessPool:
+        raise EnvironmentFailure(
+            "a worker was killed (out of memory?); finished chunks are kept",
+            "run the same command again, with --workers 1",
+        ) from None
+
+
+def _write(task: tuple[Chunk, Path]) -> None:
+    chunk, file = task
+    chunk.write(file)
+
+
+def _digest(chunk: Chunk) -> str:
+    return hashlib.sha256(f"{__version__}{VERSION}{chunk!r}".encode()).hexdigest()[:24]
+
+
+def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
+    """Carry all parts over into index.parquet, one row group a part; returns the summary."""
+    from pyarrow import parquet
+
+    target = plan.folder / INDEX
+    failures, spaces, schemas = list(plan.failures), {}, []
+    for file in parts:
+        schema, meta = read_part(file)
+        failures += meta["failures"]
+        spaces.update(meta["spaces"])
+        schemas.append(schema)
+    if strict:
+        _stop(failures)
+    rows: Iterable[pyarrow.Table] = (parquet.read_table(file) for file in parts)
+    if plan.kept is not None and plan.kept.num_rows:
+        spaces = {**json.loads(plan.kept.schema.metadata[KEY])["spaces"], **spaces}
+        schemas.append(plan.kept.schema.remove_metadata())
+        rows = [_interleaved([plan.kept, *rows])]
+    if plan.total == len(failures) - len(plan.failures):
+        raise nothing(plan.root, failures, plan.ignored)
+    labels = labels_of(plan, failures)
+    merge = Merge()
+    stated = {"version": VERSION, "spaces": spaces, "source": plan.source}
+    merge.write(target, rows, schemas, labels, {KEY: json.dumps(stated)})
+    return {
+        "index": str(target),
+        "checkpoints": merge.count,
+        "finite": merge.finite,
+        "labelled": merge.labelled,
+        "architectures": merge.archs,
+        "activations": merge.activations,
+        "ignored": plan.ignored,
+        **({"labels": labels.report} if labels else {}),
+        "failed": failures,
+    }
+
+
+def labels_of(plan: Plan, failures: list[dict[str, str]]) -> tables.Labels | None:
+    """The table of labels in a folder of checkpoints, for those that could be read."""
+    bad = {item["checkpoint"] for item in failures}
+    names = [name for name in plan.names if name not in bad]
+    return tables.read(plan.root, names) if names else None
+
+
+def _interleaved(parts: list[pyarrow.Table]) -> pyarrow.Table:
+    import pyarrow
+
+    listed = [part.replace_schema_metadata(None) for part in parts]
+    return pyarrow.concat_tables(aligned(listed)).sort_by("checkpoint")
