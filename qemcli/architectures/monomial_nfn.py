@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers import quasi
-from qemcli.layers.features import ChannelDropout, Features, door, pointwise
+from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.monomial import PositiveScaleLinear, SignLinear
 from qemcli.layers.pooling import HNPPool, NormalisingPool, PublishedNormalisingPool
@@ -125,10 +125,10 @@ class Model(nn.Module):
         return isinstance(self.quasi, quasi.Paper) and exact and not self.signs
 
     def _between(self, x: Tensor) -> Tensor:
-        return torch.tanh(x) if self.signs else torch.relu(x)
+        return torch.tanh(x) if self.signs else relu(x)
 
     def _end(self, x: Tensor) -> Tensor:
-        return x.abs() if self.signs else torch.relu(x)
+        return x.abs() if self.signs else relu(x)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every equivariant step, by name; `features.act_on_features` acts on them.
@@ -141,7 +141,7 @@ class Model(nn.Module):
             before, h = h, linear(h)
             steps.append((f"linear{i}", h))
             if i < len(self.linears):
-                h = self.dropout(pointwise(self._between, h))
+                h = self.dropout(pointwise(self._between, pointwise(torch.clone, h)))
                 steps.append((f"between{i}", h))
         if self.quasi is not None:
             h = self.quasi(w, before, h)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qemcli.errors import UsageError
 from qemcli.layers import quasi
 from qemcli.layers.equivariant import HNPLinear, NPLinear
-from qemcli.layers.features import ChannelDropout, Features, door, pointwise
+from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.pooling import HNPPool, NPPool
 from qemcli.layers.presets import Preset
@@ -125,11 +125,11 @@ class Model(nn.Module):
         h = self._standardised(door(self.space, w))
         before = h
         for linear in self.linears[:-1]:
-            h = before = self.dropout(pointwise(torch.relu, linear(h)))
+            h = before = self.dropout(pointwise(relu, linear(h)))
         h = self.linears[-1](h)
         if self.quasi is not None:
             h = self.quasi(w, before, h)
-        return self.head(self.pool(self.dropout(pointwise(torch.relu, h))))
+        return self.head(self.pool(self.dropout(pointwise(relu, h))))
 
 
 def _spread(x: Tensor) -> Tensor:

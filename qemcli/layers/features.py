@@ -51,11 +51,19 @@ def pointwise(function: Callable[[Tensor], Tensor], features: Features) -> Featu
     return [(function(w), function(b)) for w, b in features]
 
 
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), in the memory of x where that is free: x must not be used afterwards."""
+    # On a view, autograd would pay for the saved memory with a copy of the gradient.
+    return torch.relu(x) if x._is_view() else torch.relu_(x)
+
+
 def act_on_features(space: WeightSpace, g: Element, features: Features) -> Features:
     """The group's action on features, the same on every channel and tap.
 
-    W'[j,k] = factor_l[j] / factor_{l-1}[k] * W[index_l[j], index_{l-1}[k]],  b'[j] = factor_l[j]
-    b[index_l[j]]; half turns of SIREN's phase do not act on features.
+        W'[j,k] = factor_l[j] / factor_{l-1}[k] * W[index_l[j], index_{l-1}[k]]
+        b'[j] = factor_l[j] * b[index_l[j]]
+
+    Half turns of SIREN's phase do not act on features.
     """
     index, factor = g.index, g.factor
     moved: Features = []
