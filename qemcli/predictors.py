@@ -207,10 +207,6 @@ def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dic
 def locate(where: str | Path) -> Path:
     """The predictor.safetensors that a PREDICTOR argument means; InputError where there is none."""
     text = str(where)
-    if text.startswith("hf://"):
-        from qemcli.hub import snapshot
-
-        return snapshot(text, ["*.safetensors", "*.md", "*.json"]) / FILE
     for path in (Path(text), shipped("models") / text):
         if path.is_file():
             return path
@@ -219,6 +215,17 @@ def locate(where: str | Path) -> Path:
     known = [folder.name for folder in installed()]
     hint = registry.suggest(text, known) if known else "train one with `qem train`"
     raise InputError(f"no predictor is called '{text}', and no file or folder is", hint)
+
+
+def is_predictor(where: str | Path) -> bool:
+    """True where a name, file or folder is a predictor's, and not an ordinary checkpoint's."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(locate(where), framework="np") as file:
+            return (file.metadata() or {}).get("qem.kind") == "predictor"
+    except (SafetensorError, OSError, InputError):
+        return False
 
 
 def installed() -> list[Path]:

@@ -59,3 +59,27 @@ def tradeoff(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("Kendall's τ on held-out networks")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
+
+
+def errors(rows: list[dict[str, Any]], path: Path) -> None:
+    """Largest error of every row of a verification (log scale), with the tolerance it is held
+    to."""
+    floor = 1e-18
+    names = [
+        " ".join(str(r[k]) for k in ("kind", "group", "elements", "layer") if r.get(k))
+        for r in rows
+    ]
+    figure = _figure(8.0, 1.2 + 0.24 * len(rows))
+    axes = figure.subplots()
+    colours = {True: "C2", False: "C3", None: "C7"}
+    for place, row in enumerate(rows):
+        error = min(max(row["max_error"], floor), 1e6)
+        colour = "C0" if row["kind"] == "control" else colours[row["holds"]]
+        axes.barh(place, np.log10(error / floor), left=np.log10(floor), color=colour, height=0.7)
+        if row["tolerance"]:
+            axes.plot([np.log10(row["tolerance"])] * 2, [place - 0.4, place + 0.4], color="k")
+    axes.set_yticks(range(len(rows)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("log10 of the largest error over the spread of the answers; | is the tolerance")
+    axes.set_title("green holds, red does not, blue: controls that must move", fontsize=9)
+    save(figure, path)

@@ -1,0 +1,137 @@
+"""qem verify-invariance: is this predictor, or this network's function, really unchanged along
+the orbit?"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qemcli.cli import _options as options
+from qemcli.cli._out import Answer, Sink
+
+if TYPE_CHECKING:
+    from qemcli.verification import Check, Report
+
+app = typer.Typer(add_completion=False)
+
+
+class Precision(StrEnum):
+    """The arithmetic that the check is run in."""
+
+    float64 = "float64"
+    float32 = "float32"
+
+
+Group = Annotated[str | None, typer.Option("--group", help="Only this group; it must hold.")]
+ZooOption = Annotated[str | None, typer.Option("--zoo", help="Networks to try a predictor on.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Elements a group.")]
+Networks = Annotated[
+    int, typer.Option("--networks", min=2, help="Networks a predictor is tried on.")
+]
+Dtype = Annotated[Precision, typer.Option("--dtype", help="Arithmetic.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option("--tolerance", help="Largest error that passes; else from the dtype."),
+]
+Module = Annotated[
+    str | None, typer.Option("--module", help="A stranger's predictor: package.module:factory.")
+]
+Picture = Annotated[Path | None, typer.Option("--picture", help="Errors by group and layer, .png.")]
+
+
+@app.command()
+def verify_invariance(
+    checkpoint: Annotated[str, typer.Argument(help="A predictor, or an ordinary checkpoint.")],
+    group: Group = None,
+    zoo: ZooOption = None,
+    samples: Samples = 32,
+    networks: Networks = 64,
+    dtype: Dtype = Precision.float64,
+    tolerance: Tolerance = None,
+    module: Module = None,
+    activation: options.Activation = None,
+    seed: options.Seed = 0,
+    picture: Picture = None,
+    json: options.Json = False,
+    out: options.OutFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Try random group elements, near, ordinary and extreme, with controls that must fail.
+
+    Exit 0: it holds; 1: a claimed group does not; 6: nothing can be told (constant answers).
+    Example: qem verify-invariance cnn-relu --json
+    """
+    import torch
+
+    from qemcli import report as pictures
+    from qemcli import verification
+
+    sink = Sink(json, quiet, verbose)
+    check = verification.Check(samples, seed, getattr(torch, dtype.value), tolerance)
+    found, about = _verified(checkpoint, group, zoo, networks, module, activation, check, sink)
+    if picture:
+        pictures.errors(found.rows, picture)
+        sink.note(f"picture: {picture}")
+    verdict = {0: "holds", 1: f"does not hold: {', '.join(found.broken)}", 6: "cannot be told"}
+    summary = {
+        **about,
+        "verdict": verdict[found.code],
+        "claims": found.claimed,
+        "tolerance": found.tolerance,
+        "tolerance_rule": "1000 x eps(dtype) x depth x max(1, largest answer / spread)",
+        "seed": seed,
+        "dtype": dtype.value,
+    }
+    columns = ["kind", "group", "elements", "layer", "max_error", "mean_error", "holds", "claimed"]
+    sink.answer(Answer(found.rows, summary, [], columns), out, found.code)
+
+
+def _verified(
+    checkpoint: str,
+    group: str | None,
+    zoo: str | None,
+    networks: int,
+    module: str | None,
+    activation: str | None,
+    check: Check,
+    sink: Sink,
+) -> tuple[Report, dict[str, object]]:
+    """(report, what was checked): a stranger's module, one of our predictors, or an ordinary
+    checkpoint."""
+    from qemcli import verification
+    from qemcli.groups import applicable
+    from qemcli.predictors import Predictor, is_predictor
+    from qemcli.zoos.opening import open_zoo
+    from qemcli.zoos.zoo import Zoo
+
+    if module:
+        opened = open_zoo(zoo, sink.note, activation=activation)
+        space = next(iter(opened.batches(1)))[0]
+        flat = verification.networks(space, [opened], networks, activation)
+        model = verification.module(module, Path(checkpoint)).to(check.dtype)
+        groups = [group] if group else applicable(space)
+        w = space.unflatten(flat.to(check.dtype))
+        report = verification.verify_predictor(model, space, w, groups, groups, check)
+        return report, {"module": module, "networks": len(flat)}
+    if is_predictor(checkpoint):
+        predictor = Predictor.load(checkpoint)
+        flat = verification.networks(predictor.space, _zoos(zoo, sink), networks, activation)
+        report = verification.verify(predictor, flat, group, check)
+        return report, {"predictor": predictor.name, "networks": len(flat)}
+    space, flat, _ = next(iter(Zoo.open(checkpoint, activation=activation).load()))
+    groups = [group] if group else applicable(space)
+    w = space.unflatten(flat.to(check.dtype))
+    return verification.verify_network(space, w, groups, check), {"checkpoint": checkpoint}
+
+
+def _zoos(given: str | None, sink: Sink) -> list:
+    from qemcli.zoos.opening import open_zoo
+    from qemcli.zoos.resolve import embedded
+
+    if given:
+        return [open_zoo(given, sink.note)]
+    return [open_zoo(str(folder), sink.note) for folder in embedded()]
