@@ -118,8 +118,8 @@ def inverse(g: Element) -> Element:
 def act(g: Element, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The networks `w` moved along their orbit by `g`, one element a network.
 
-    Products are formed in float64 and rounded once to each tensor's own dtype. Raises InputError
-    where `g` is not an element for this batch of this space: nothing is broadcast.
+    Quotients of factors are formed in float64, products in each tensor's own dtype. Raises
+    InputError where `g` is not an element for this batch of this space: nothing is broadcast.
     """
     space.check(w)
     _check(g, space, len(w[space.tensors[0].name]))
@@ -160,10 +160,19 @@ def _moved(g: Element, t: NamedTensor, x: Tensor, shift: float) -> Tensor:
             if axis.name in g.turns:
                 d = d * (1 - 2 * (g.turns[axis.name] % 2))
         scale = scale * _placed(d, i, len(t.axes))
-    moved = taken * scale
+    moved = taken if bool((scale == 1).all()) else _times(taken, scale)
     if len(t.axes) == 1 and t.axes[0].name in g.turns:
         moved = moved + shift * g.turns[t.axes[0].name].double()
     return moved.to(x.dtype).reshape(x.shape)
+
+
+def _times(x: Tensor, scale: Tensor) -> Tensor:
+    """x * scale in the dtype of x, or in float64 where that cannot hold the scales themselves."""
+    dtype = torch.promote_types(x.dtype, torch.float32)  # half precision holds few scales
+    limits, size = torch.finfo(dtype), scale.abs()
+    if size.numel() and (size.min() < limits.tiny or size.max() > limits.max):
+        dtype = torch.float64
+    return x.to(dtype) * scale.to(dtype)
 
 
 def _gathered(g: Element, t: NamedTensor, x: Tensor, depth: int) -> Tensor:
