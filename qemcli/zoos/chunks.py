@@ -1,4 +1,4 @@
-"""One chunk of a zoo, from bytes to a small parquet file: files with the same header are read
+"""One chunk of a zoo, from bytes to a small Arrow file: files with the same header are read
 together, so that their statistics are one computation."""
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class FileChunk:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def key(self) -> str:
+        """What the part is made from: equal keys, equal parts."""
+        files = "\n".join([f"{e.file}\t{e.size}\t{e.mtime}" for e in self.entries])
+        return f"{self.root}\n{self.activation}\n{files}"
+
     def write(self, file: Path, force: bool = False) -> None:
         """Write the part file, beside and renamed; a whole one that is there stays."""
         if not force and _whole(file):
@@ -56,7 +61,7 @@ class FileChunk:
                 reason = error.message.removeprefix(path)
                 batch.failures.append({"checkpoint": entry.file, "reason": reason})
         spaces = {arch: s.to_json() for arch, s in loader.reader.spaces().items()}
-        _save(file, list(batch.tables(loader.reader)), batch.failures, spaces)
+        _save(file, list(batch.tables()), batch.failures, spaces)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class RowChunk:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def key(self) -> str:
+        """As FileChunk.key."""
+        return repr(self)
 
     def write(self, file: Path, force: bool = False) -> None:
         """As FileChunk.write."""
@@ -114,10 +123,28 @@ class Layout:
 
 @dataclass
 class Group:
-    """Checkpoints of one layout: their index rows, and their data sections or rows."""
+    """Checkpoints of one layout: what is known of each, its file, and its data section or row."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    known: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     data: list[Any] = field(default_factory=list)
+
+    def columns(self) -> dict[str, Any]:
+        """The index columns that need no weights."""
+        import pyarrow
+
+        count, first = len(self.known), self.known[0]
+        alike = all(known is first for known in self.known)
+        names = dict.fromkeys(first if alike else (n for known in self.known for n in known))
+        files = pyarrow.array([entry.file for entry in self.entries])
+        found: dict[str, Any] = {"checkpoint": files, "file": files}
+        for name in names:
+            found[name] = (
+                pyarrow.repeat(first[name], count)
+                if alike and first[name] is not None
+                else _column([known.get(name) for known in self.known])
+            )
+        return {**found, "mtime": pyarrow.array([entry.mtime for entry in self.entries])}
 
 
 @dataclass
@@ -127,24 +154,21 @@ class Batch:
     groups: dict[int, tuple[Layout, Group]] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, layout: Layout, row: dict[str, Any], data: Any) -> None:
+    def add(self, layout: Layout, known: dict[str, Any], entry: Entry, data: Any) -> None:
+        """`known` are index columns; files with the same header share one dict."""
         group = self.groups.setdefault(id(layout), (layout, Group()))[1]
-        group.rows.append(row)
+        group.known.append(known)
+        group.entries.append(entry)
         group.data.append(data)
 
-    def tables(self, reader: Reader) -> Iterator[pyarrow.Table]:
+    def tables(self) -> Iterator[pyarrow.Table]:
         """One table a layout, statistics included."""
         import pyarrow
 
         for layout, group in self.groups.values():
             flat = _flat(layout, group.data)
-            columns = {name: _column([r.get(name) for r in group.rows]) for name in _keys(group)}
-            columns |= {n: _column(v) for n, v in describe(layout.space, flat).items()}
-            yield pyarrow.table(columns)
-
-
-def _keys(group: Group) -> dict[str, None]:
-    return {name: None for row in group.rows for name in row}
+            described = {n: _column(v) for n, v in describe(layout.space, flat).items()}
+            yield pyarrow.table({**group.columns(), **described})
 
 
 def _flat(layout: Layout, data: list[Any]) -> np.ndarray:
@@ -166,27 +190,25 @@ class Loader:
 
     def add(self, batch: Batch, entry: Entry) -> None:
         """Read one file whole; raises a QemError where it is no checkpoint."""
-        path = self.reader.root / entry.file
+        path = f"{self.reader.root}/{entry.file}"
         data = _bytes(path, entry) if entry.size <= SMALL else b""
         length = int.from_bytes(data[:8], "little")
         if data[8:9] != b"{" or 8 + length > len(data):
             return self._add_slowly(batch, entry)
         key = (data[8 : 8 + length], len(data))
         if key not in self.met:
-            self._learn(key, path)
+            self._learn(key, Path(path))
         layout, known = self.met[key]
-        row = {**known, "checkpoint": entry.file, "file": entry.file, "mtime": entry.mtime}
         if layout.spans:
-            batch.add(layout, row, data[8 + length :])
+            batch.add(layout, known, entry, data[8 + length :])
         else:
-            checkpoint = safetensors.open(path)
-            batch.add(layout, row, checkpoint.row(layout.space))
+            batch.add(layout, known, entry, safetensors.open(Path(path)).row(layout.space))
 
     def _add_slowly(self, batch: Batch, entry: Entry) -> None:
         checkpoint, space = self.reader.open(entry)
         layout = self.layouts.setdefault(("rows", id(space)), Layout(space, ()))
-        row = described(entry, checkpoint, space, self.reader)
-        batch.add(layout, {**row, **labels(checkpoint.metadata)}, checkpoint.row(space))
+        known = described(entry.size, checkpoint, space, self.reader)
+        batch.add(layout, {**known, **labels(checkpoint.metadata)}, entry, checkpoint.row(space))
 
     def _learn(self, key: tuple[bytes, int], path: Path) -> None:
         header = safetensors.parse(*key, path)
@@ -197,11 +219,11 @@ class Loader:
         layout = self.layouts.setdefault((id(space), slots), Layout(space, spans))
         if len(self.met) >= HEADERS:
             self.met.clear()
-        row = described(Entry("", key[1], 0), checkpoint, space, self.reader)
-        self.met[key] = (layout, {**row, **labels(checkpoint.metadata)})
+        known = described(key[1], checkpoint, space, self.reader)
+        self.met[key] = (layout, {**known, **labels(checkpoint.metadata)})
 
 
-def _bytes(path: Path, entry: Entry) -> bytes:
+def _bytes(path: str, entry: Entry) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -242,10 +264,11 @@ def _column(values: Any) -> Any:
 
 
 def _whole(file: Path) -> bool:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, ipc
 
     try:
-        return KEY in (parquet.read_schema(file).metadata or {})
+        with ipc.open_file(file) as part:
+            return KEY in (part.schema.metadata or {})
     except (OSError, ArrowException):
         return False
 
@@ -258,13 +281,17 @@ def _save(
     order: str = "checkpoint",
 ) -> None:
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import ipc
 
     from qemcli.zoos.merging import aligned
 
     table = pyarrow.concat_tables(aligned(tables)) if tables else pyarrow.table({"checkpoint": []})
-    table = table.sort_by(order if order in table.column_names else "checkpoint")
-    stated = json.dumps({"failures": failures, "spaces": spaces})
+    if len(tables) > 1:
+        table = table.sort_by(order if order in table.column_names else "checkpoint")
+    table = table.replace_schema_metadata(
+        {KEY: json.dumps({"failures": failures, "spaces": spaces})}
+    )
     beside = file.with_suffix(f".{os.getpid()}.tmp")
-    parquet.write_table(table.replace_schema_metadata({KEY: stated}), beside, compression="lz4")
+    with ipc.new_file(beside, table.schema) as writer:
+        writer.write_table(table)
     os.replace(beside, file)

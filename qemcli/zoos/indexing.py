@@ -1,6 +1,6 @@
 """Indexing: one parquet row a checkpoint, in chunks that are written as they are done.
 
-A chunk is a parquet file in OUT/.index.parts, named by what it was made from: a run that was cut
+A chunk is an Arrow file in OUT/.index.parts, named by what it was made from: a run that was cut
 off finds its chunks again. At the end they become index.parquet, written beside and renamed.
 """
 
@@ -26,7 +26,7 @@ from qemcli.zoos import tables
 from qemcli.zoos.chunks import FileChunk, RowChunk
 from qemcli.zoos.layouts.folder import nothing
 from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, read_index
-from qemcli.zoos.merging import Merge, aligned, read_part
+from qemcli.zoos.merging import Merge, aligned, read_part, read_rows
 from qemcli.zoos.resolve import locate
 from qemcli.zoos.scan import Entry, listing
 
@@ -221,7 +221,7 @@ def _written(
     """The part file of every chunk, in order; those that are there already are not made again."""
     if plan.kept is not None:
         advance(len(plan.kept))
-    todo = [(chunk, parts / f"{_digest(chunk)}.parquet") for chunk in plan.chunks]
+    todo = [(chunk, parts / f"{_digest(chunk)}.arrow") for chunk in plan.chunks]
     if (workers or os.cpu_count() or 1) == 1 or len(todo) < 2:
         for chunk, file in todo:
             chunk.write(file)
@@ -247,13 +247,11 @@ def _write(task: tuple[Chunk, Path]) -> None:
 
 
 def _digest(chunk: Chunk) -> str:
-    return hashlib.sha256(f"{__version__}{VERSION}{chunk!r}".encode()).hexdigest()[:24]
+    return hashlib.sha256(f"{__version__}{VERSION}{chunk.key()}".encode()).hexdigest()[:24]
 
 
 def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
     """Carry all parts over into index.parquet, one row group a part; returns the summary."""
-    from pyarrow import parquet
-
     target = plan.folder / INDEX
     failures, spaces, schemas = list(plan.failures), {}, []
     for file in parts:
@@ -263,7 +261,7 @@ def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
         schemas.append(schema)
     if strict:
         _stop(failures)
-    rows: Iterable[pyarrow.Table] = (parquet.read_table(file) for file in parts)
+    rows: Iterable[pyarrow.Table] = map(read_rows, parts)
     if plan.kept is not None and plan.kept.num_rows:
         spaces = {**json.loads(plan.kept.schema.metadata[KEY])["spaces"], **spaces}
         schemas.append(plan.kept.schema.remove_metadata())

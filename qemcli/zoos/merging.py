@@ -15,6 +15,7 @@ from qemcli.zoos.tables import Labels
 if TYPE_CHECKING:
     import pyarrow
 
+ROWS = 16_384  # of a row group
 FIRST = (
     "uid", "checkpoint", "arch", "shard", "row", "file", "run", "step", "final", "split",
     "activation", "finite", "parameters", "coverage", "ties",
@@ -65,9 +66,12 @@ def fitted(table: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
     import pyarrow
 
     columns = []
+    known = set(table.column_names)
     for column in schema:
-        if column.name in table.column_names:
-            columns.append(table[column.name].cast(column.type, safe=False))
+        if column.name in known:
+            found = table[column.name]
+            same = found.type == column.type
+            columns.append(found if same else found.cast(column.type, safe=False))
         else:
             columns.append(pyarrow.nulls(table.num_rows, column.type))
     return pyarrow.table(columns, schema=schema)
@@ -100,9 +104,11 @@ class Merge:
         schema = schema.with_metadata(stated)
         beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
-                for table in self._numbered(parts, names, labels):
-                    writer.write_table(fitted(table, schema))
+            with parquet.ParquetWriter(
+                beside, schema, compression="zstd", use_dictionary=_repeated(schema)
+            ) as writer:
+                for group in _grouped(self._numbered(parts, names, labels), schema):
+                    writer.write_table(group)
             os.replace(beside, target)
         finally:
             beside.unlink(missing_ok=True)
@@ -137,6 +143,27 @@ class Merge:
             self.labelled += table.num_rows - table["test_accuracy"].null_count
 
 
+def _grouped(tables: Iterable[pyarrow.Table], schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
+    """Tables of about ROWS rows, with the columns of the schema."""
+    import pyarrow
+
+    waiting: list[pyarrow.Table] = []
+    for table in tables:
+        waiting.append(fitted(table, schema))
+        if sum(t.num_rows for t in waiting) >= ROWS:
+            yield pyarrow.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pyarrow.concat_tables(waiting)
+
+
+def _repeated(schema: pyarrow.Schema) -> list[str]:
+    """The columns where a dictionary saves space: words that come again."""
+    unique = ("checkpoint", "file", "sha256")
+    strings = [c.name for c in schema if str(c.type) in ("string", "large_string")]
+    return [name for name in strings if name not in unique]
+
+
 def _extra(labels: Labels | None) -> list[pyarrow.Schema]:
     import pyarrow
 
@@ -147,9 +174,18 @@ def _extra(labels: Labels | None) -> list[pyarrow.Schema]:
 
 def read_part(file: Path) -> tuple[pyarrow.Schema, dict[str, Any]]:
     """(columns, {"failures", "spaces"}) of a part, from its footer alone."""
-    from pyarrow import parquet
+    from pyarrow import ipc
 
     from qemcli.zoos.chunks import KEY
 
-    schema = parquet.read_schema(file)
+    with ipc.open_file(file) as part:
+        schema = part.schema
     return schema.remove_metadata(), json.loads(schema.metadata[KEY])
+
+
+def read_rows(file: Path) -> pyarrow.Table:
+    """The rows of a part."""
+    from pyarrow import ipc
+
+    with ipc.open_file(file) as part:
+        return part.read_all().replace_schema_metadata(None)

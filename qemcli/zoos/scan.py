@@ -28,7 +28,7 @@ OTHERS = (
     ".cfg", ".ini", ".sqlite", ".db",
 )  # fmt: skip
 _RUN_STATE = re.compile(
-    r"^(optimizer|scheduler|scaler|trainer_state|training_args|rng_state)[\w.-]*$", re.IGNORECASE
+    r"^(optimizer|scheduler|scaler|trainer_state|training_args|rng_state)[\w.-]*$"
 )
 STATED = ("qem.space", "activation", "config.activation", "w0", "omega_0", "offset")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
@@ -60,17 +60,24 @@ def listing(root: Path) -> Listing:
     """Every checkpoint below `root`: regular files only, and no link that leaves the tree."""
     found = Listing()
     inside = os.path.realpath(_repository(root))
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__MACOSX")
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            relative = os.path.relpath(path, root).replace(os.sep, "/")
-            reason = _take(found, path, relative, name, inside)
-            if reason:
-                shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
-                found.failures.append({"checkpoint": shown, "reason": reason})
+    _walk(found, str(root), "", inside)
     found.entries.sort(key=lambda entry: entry.file)
     return found
+
+
+def _walk(found: Listing, folder: str, below: str, inside: str) -> None:
+    with os.scandir(folder) as listed:
+        items = sorted(listed, key=lambda item: item.name)
+    for item in items:
+        relative = below + item.name
+        if item.is_dir(follow_symlinks=False):
+            if not item.name.startswith(".") and item.name != "__MACOSX":
+                _walk(found, item.path, f"{relative}/", inside)
+            continue
+        reason = _take(found, item, relative, inside)
+        if reason:
+            shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
+            found.failures.append({"checkpoint": shown, "reason": reason})
 
 
 def _repository(root: Path) -> Path:
@@ -79,33 +86,39 @@ def _repository(root: Path) -> Path:
     return next((p.parent for p in [root.resolve(), *parents] if p.name == "snapshots"), root)
 
 
-def _take(found: Listing, path: str, relative: str, name: str, inside: str) -> str | None:
+def _take(found: Listing, item: os.DirEntry[str], relative: str, inside: str) -> str | None:
     """List the file, or count it as ignored, or say why it is neither."""
-    suffix = os.path.splitext(name)[1].lower()
-    if name.startswith(".") or suffix in OTHERS or _RUN_STATE.match(name):
+    name = item.name
+    suffix = name[name.rfind(".") :].lower() if "." in name else ""
+    if name[0] == "." or suffix in OTHERS or (name[0] in "osrt" and _RUN_STATE.match(name)):
         found.ignored += 1
         return None
-    status = os.lstat(path)
-    if stat.S_ISLNK(status.st_mode):
-        target = os.path.realpath(path)
+    if item.is_symlink():
+        target = os.path.realpath(item.path)
         if os.path.commonpath([target, inside]) != inside:
             return "a link that leaves the folder is not followed"
-        if not os.path.exists(target):
-            return "a link to nothing"
-        status = os.stat(path)
+        if not os.path.isfile(target):
+            return "a link to no file"
+    status = item.stat()
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file (a pipe, socket or device)"
-    if suffix not in SUFFIXES and not _looks_like_one(Path(path)):
+    if suffix not in SUFFIXES and not _looks_like_one(Path(item.path)):
         found.ignored += 1
         return None
-    if _PART.search(name):
+    if "-of-" in name and _PART.search(name):
         return "one part of a checkpoint in several files, which qem does not read yet"
-    try:
-        relative.encode()
-    except UnicodeEncodeError:
+    if not relative.isascii() and not _unicode(relative):
         return "its name is not UTF-8: rename it"
     found.entries.append(Entry(relative, status.st_size, status.st_mtime_ns))
     return None
+
+
+def _unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _looks_like_one(path: Path) -> bool:
@@ -188,21 +201,24 @@ def scan(entries: list[Entry], reader: Reader) -> Iterator[dict[str, Any]]:
         except QemError as error:
             yield {"checkpoint": entry.file, "reason": error.message}
             continue
-        yield {**described(entry, checkpoint, space, reader), **labels(checkpoint.metadata)}
+        yield {
+            "checkpoint": entry.file,
+            "file": entry.file,
+            **described(entry.size, checkpoint, space, reader),
+            "mtime": entry.mtime,
+            **labels(checkpoint.metadata),
+        }
 
 
 def described(
-    entry: Entry, checkpoint: Checkpoint, space: WeightSpace, reader: Reader
+    size: int, checkpoint: Checkpoint, space: WeightSpace, reader: Reader
 ) -> dict[str, Any]:
-    """The index columns that need no weights."""
+    """The index columns that files with the same header share."""
     return {
-        "checkpoint": entry.file,
         "arch": reader.arch(space),
-        "file": entry.file,
         "parameters": space.size,
         "activation": space.activation,
         "coverage": checkpoint.coverage(space),
         "format": checkpoint.format,
-        "size": entry.size,
-        "mtime": entry.mtime,
+        "size": size,
     }
