@@ -16,7 +16,7 @@ from qemcli.errors import InputError, UnsupportedError
 from qemcli.functions import probe_inputs
 from qemcli.spaces import WeightSpace
 from qemcli.testing import function_error
-from qemcli.zoos.store import Store
+from qemcli.zoos.store import OWN_COLUMNS, Store
 
 if TYPE_CHECKING:
     import pandas
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # networks moved at a time; part of the seed's meaning, so not an option
 PROBES = 8
-OWN = {"uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256"}  # not carried over
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _rows(
     table: pandas.DataFrame, plan: Plan, copy: int, stored: Tensor, exact: Tensor
 ) -> pandas.DataFrame:
     """The index rows of the copies: labels and provenance carried over, what was done added."""
-    kept = [c for c in table.columns if c not in OWN and not c.startswith("stat.")]
+    kept = [c for c in table.columns if c not in OWN_COLUMNS and not c.startswith("stat.")]
     rows = table[kept].reset_index(drop=True)
     names = rows["checkpoint"].astype(str)
     return rows.assign(

@@ -183,9 +183,9 @@ def _measured(
     }
     for name, values in list(predictions.items())[1:]:
         row[f"tau {name}"] = task.score(values, label_).get("tau")
-    eps = getattr(predictor.model, "eps", None)
-    if eps is not None:
-        row["eps"] = [float(e) for e in eps.detach().reshape(-1)]
+    layer = getattr(predictor.model, "quasi", None)
+    if layer is not None:
+        row["eps"] = [float(e) for e in layer.eps().detach().reshape(-1)]
     return row, {"label": label_, **predictions}
 
 

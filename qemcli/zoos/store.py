@@ -25,6 +25,10 @@ from qemcli.spaces import WeightSpace
 from qemcli.zoos.statistics import describe
 
 VERSION = 1
+# What a store writes itself; everything else in an index may be carried over to another zoo.
+OWN_COLUMNS = frozenset(
+    {"uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256"}
+)
 
 
 def arch_id(space: WeightSpace) -> str:
