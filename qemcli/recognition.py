@@ -10,12 +10,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
 from qemcli.ordering import Shape, Shapes, in_order, paired, unsupported
 from qemcli.spaces import ACTIVATIONS, Forward, Layer, WeightSpace, chain
+
+if TYPE_CHECKING:
+    from torch import nn
 
 OPTIMISER = "state of the optimiser or the run, not of the network"
 SCALAR = "a single number, not weights"
@@ -67,6 +70,14 @@ def activation_name(text: str) -> str | None:
     name = text.strip().lower().replace("nn.", "")
     name = _ALIASES.get(name, name)
     return name if name in ACTIVATIONS else None
+
+
+def of(module: nn.Module, image: tuple[int, ...] | None = None) -> WeightSpace:
+    """The weight space of a module, and how it is run, read from its graph; UnsupportedError that
+    names what it does not understand. `image`: the (channels, height, width) that a CNN reads."""
+    from qemcli.tracing import trace
+
+    return trace(module, image)
 
 
 def known_activation(stated: str) -> str:
