@@ -69,22 +69,18 @@ def sample(
     if reason := allowed(name, space):
         raise UnsupportedError(f"group '{name}': {reason}", f"these hold: {_list(space)}")
     scales = Scales.of(scale_range, law)
-    parts = {h: _draw(name, space, n, batch, generator, scales) for h, n in space.hidden.items()}
+    modules = [registry.load("groups", n) for n in (_factors(space) if name == ALL else [name])]
+    parts = {}
+    for axis, neurons in space.hidden.items():
+        parts[axis] = Part()
+        for module in modules:
+            drawn = module.draw(space, neurons, batch, generator, scales)
+            parts[axis] = parts[axis].filled(drawn)
     return assemble(space, batch, parts)
 
 
 def _list(space: WeightSpace) -> str:
     return ", ".join(applicable(space)) or "none"
-
-
-def _draw(
-    name: str, space: WeightSpace, n: int, batch: int, generator: torch.Generator, scales: Scales
-) -> Part:
-    merged = Part()
-    for each in _factors(space) if name == ALL else [name]:
-        part = registry.load("groups", each).draw(space, n, batch, generator, scales)
-        merged = merged.filled(part)
-    return merged
 
 
 def _factors(space: WeightSpace) -> list[str]:
