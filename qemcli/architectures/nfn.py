@@ -95,9 +95,11 @@ class Model(nn.Module):
         breaks the symmetry.
         """
         if self.config.standardised:
-            flat = [x.double() for pair in door(self.space, w) for x in pair]
-            self.shift.copy_(torch.stack([x.mean() for x in flat]))
-            self.scale.copy_(torch.stack([_spread(x) for x in flat]))
+            flat = [x for pair in door(self.space, w) for x in pair]
+            shift = [x.mean(dtype=torch.float64) for x in flat]
+            spread = [_spread(x, m) for x, m in zip(flat, shift, strict=True)]
+            self.shift.copy_(torch.stack(shift))
+            self.scale.copy_(torch.stack(spread))
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every equivariant step, by name; `features.act_on_features` acts on
@@ -132,8 +134,9 @@ class Model(nn.Module):
         return self.head(self.pool(self.dropout(pointwise(relu, h))))
 
 
-def _spread(x: Tensor) -> Tensor:
-    std = x.std()
+def _spread(x: Tensor, mean: Tensor) -> Tensor:
+    """The standard deviation of a tensor's entries, 1 where they are all the same."""
+    std = (x - mean).square().mean(dtype=torch.float64).sqrt()
     return torch.where(std > 0, std, torch.ones_like(std))
 
 

@@ -207,7 +207,8 @@ class Exact(nn.Module):
 
 def _moments(rows: Tensor) -> Tensor:
     """(b, n, entries) -> (b, n, 4): mean, root mean square, least and largest."""
-    size = rows.square().mean(-1).sqrt()
+    # The gradient of a vector norm is 0 at 0, that of a square root is not finite.
+    size = torch.linalg.vector_norm(rows, dim=-1) / rows.shape[-1] ** 0.5
     return torch.stack([rows.mean(-1), size, rows.amin(-1), rows.amax(-1)], dim=-1)
 
 

@@ -11,7 +11,7 @@ from qemcli import groups
 from qemcli.errors import UnsupportedError
 from qemcli.layers.equivariant import HNPLinear, NPLinear
 from qemcli.layers.features import act_on_features
-from qemcli.spaces import mlp
+from qemcli.spaces import cnn, mlp
 
 MAKERS = {
     "hnp": lambda s, a, b: HNPLinear(s, a, b),
@@ -87,6 +87,23 @@ def test_hnp_spans_every_equivariant_map(widths, dimension, published):
 )
 def test_np_spans_every_equivariant_map(widths, dimension):
     assert span(lambda s: NPLinear(s, 1, 1), mlp(widths), dimension + 20) == dimension
+
+
+@pytest.mark.parametrize("kind", ["hnp", "np"])
+def test_layer_starts_as_nfn_does(kind):
+    space = cnn([1, 8, 8, 8], 10)
+    torch.manual_seed(0)
+    layer, copy = MAKERS[kind](space, 8, 8), MAKERS[kind](space, 8, 8)
+    if kind == "hnp":
+        copy_hnp(space, copy, TheirHNP(network_spec(space), 8, 8))
+    else:
+        copy_np(copy, TheirNP(network_spec(space), 8, 8))
+    for (name, p), q in zip(layer.named_parameters(), copy.parameters(), strict=True):
+        assert 0.9 < (p.std() / q.std()).item() < 1.1, name
+        if p.dim() == 2 and p.shape[1] > 100:  # each row of the map has the bound of its target
+            ratio = p.abs().amax(1) / q.abs().amax(1)
+            assert ratio.min() > 0.8, name
+            assert ratio.max() < 1.25, name
 
 
 def test_layer_refuses_one_layer():

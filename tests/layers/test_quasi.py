@@ -107,6 +107,22 @@ def test_exact_is_invariant_and_no_no_op(name, activation, rng):
     assert leak(made, space, rng) > 1e-4
 
 
+@pytest.mark.parametrize("mode", ["paper", "exact"])
+def test_dead_neurons_keep_invariance_exact(mode, rng):
+    """Zero rows, zero columns, and rows far below the published floor of 1e-12."""
+    space = SPACES["pool"]
+    made = model(mode, space)
+    w = draw_weights(space, 16, rng)
+    w["conv1.weight"][:, 0], w["conv1.bias"][:, 0] = 0, 0
+    w["conv2.weight"][:, 1] *= 1e-15
+    w["conv2.bias"][:, 1] *= 1e-15
+    w["fc.weight"][:, :, 2] = 0
+    g = groups.sample("monomial", space, 16, rng, (1e-4, 1e4))
+    with torch.no_grad():
+        y, moved = made(w), made(groups.act(g, space, w))
+    assert (moved - y).abs().max() < 1e-10 * spread(y)
+
+
 def test_exact_keeps_permutations_under_a_head_of_means(rng):
     space = SPACES["flatten"]
     made = model("exact", space, nfn)
