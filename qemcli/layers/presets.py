@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from qemcli import registry
 from qemcli.spaces import WeightSpace, cnn, siren
 
@@ -45,7 +47,8 @@ def table() -> list[dict[str, Any]]:
     for architecture in registry.names("architectures"):
         module = registry.load("architectures", architecture)
         for name, preset in getattr(module, "PRESETS", {}).items():
-            model = module.Model(preset.weight_space(), preset.config)
+            with torch.device("meta"):  # shapes are all that is counted
+                model = module.Model(preset.weight_space(), preset.config)
             rows.append(
                 {
                     "preset": name,
