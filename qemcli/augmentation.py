@@ -29,7 +29,8 @@ PROBES = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """group; factor copies of every network; scales LO:HI (uniform where LO >= 1, as the papers' U[1, 10^i])."""
+    """group; factor copies of every network; scales LO:HI (uniform where LO >= 1, as the papers'
+    U[1, 10^i])."""
 
     group: str = "monomial"
     factor: int = 1
@@ -46,8 +47,10 @@ def augment(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Write the copies as a zoo of our layout; returns (summary rows, failures).
 
-    A row's `function_error` is that of the copy as it is stored in float32, `function_error_float64`
-    that of the same element before rounding; both are relative and measured in float64 on probe inputs.
+    A row's `function_error` is that of the copy as it is stored in float32,
+    `function_error_float64`
+    that of the same element before rounding; both are relative and measured in float64 on probe
+    inputs.
     Raises UnsupportedError with the reason where the group is a symmetry of none of the networks.
     """
     store = Store(folder, resume)
@@ -68,7 +71,9 @@ def augment(
         for copy in range(plan.factor):
             if not store.done(block):
                 moved = _moved(space, flat[torch.from_numpy(good)], plan, block)
-                store.write(block, space, moved[0].numpy(), _rows(table[good], plan, copy, *moved[1:]))
+                store.write(
+                    block, space, moved[0].numpy(), _rows(table[good], plan, copy, *moved[1:])
+                )
             rows.append(block)
             block += 1
             advance(int(good.sum()))
@@ -78,7 +83,9 @@ def augment(
     return _finished(store, zoo, plan, block), failed
 
 
-def _moved(space: WeightSpace, flat: Tensor, plan: Plan, block: int) -> tuple[Tensor, Tensor, Tensor]:
+def _moved(
+    space: WeightSpace, flat: Tensor, plan: Plan, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """(copies (n, D) float32, error as stored, error before rounding) of one chunk."""
     generator = torch.Generator().manual_seed((plan.seed << 24) + block)
     element = groups.sample(plan.group, space, len(flat), generator, scale_range=plan.scales)

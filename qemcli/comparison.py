@@ -36,11 +36,12 @@ import torch
 from qemcli import groups, registry
 from qemcli.errors import UsageError
 from qemcli.intervals import paired
+from qemcli.memory import keep_memory
 from qemcli.predictors import Design, Predictor
 from qemcli.recipes import fields, read_toml
 from qemcli.samples import Sample, carried
 from qemcli.testing import invariance_error
-from qemcli.training import Rows, Run, Schedule, keep_memory
+from qemcli.training import Rows, Run, Schedule
 
 Range = tuple[float, float]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,13 +119,8 @@ def with_intervals(
     return found
 
 
-def picture(predictor: Predictor, zoo: Zoo, plan: Plan, path: str) -> None:
-    """Predicted against true, one dot a network."""
-    from qemcli import report
-
-    task = registry.load("tasks", predictor.task)
-    sample = gather([zoo], task)
-    prediction = predictor.predict(sample.flat, plan.batch_size, plan.device).numpy()
-    score = task.score(prediction, sample.target.numpy())
-    title = f"{predictor.name}: tau {score['tau']:.3f}, R² {score['r2']:.3f}, n {len(sample)}"
-    report.scatter(prediction, sample.target.numpy(), title, Path(path))
+def predicted(predictor: Predictor, zoo: Zoo, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """(predictions, labels) of the zoo's labelled networks, as they are stored."""
+    sample = gather([zoo], registry.load("tasks", predictor.task))
+    prediction = predictor.predict(sample.flat, plan.batch_size, plan.device)
+    return prediction.double().numpy(), sample.target.double().numpy()

@@ -217,20 +217,3 @@ class Run:
         self.optimiser.load_state_dict(record["optimiser"])
         self.cycle.load_state_dict(record["cycle"])
         torch.set_rng_state(record["generator"])
-
-
-def keep_memory() -> bool:
-    """Ask glibc to keep freed memory instead of unmapping it: 2x and more on large batches of
-    networks.
-
-    False where the C library has no mallopt. The process's memory then stays at its peak.
-    """
-    import ctypes
-    import ctypes.util
-
-    name = ctypes.util.find_library("c")
-    mallopt = getattr(ctypes.CDLL(name), "mallopt", None) if name else None
-    if mallopt is None:
-        return False
-    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    return bool(mallopt(mmap, 1 << 30) and mallopt(trim, (1 << 31) - 1))

@@ -12,7 +12,9 @@ from qemcli.cli._out import Answer, Sink
 
 app = typer.Typer(add_completion=False)
 
-Group = Annotated[str, typer.Option("--group", help="permutation, sign, scale, monomial, phase, all.")]
+Group = Annotated[
+    str, typer.Option("--group", help="permutation, sign, scale, monomial, phase, all.")
+]
 Factor = Annotated[int, typer.Option("--factor", min=1, help="Copies of every network.")]
 ScaleRange = Annotated[str, typer.Option("--scale-range", help="LO:HI of the scales.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new zoo.")]

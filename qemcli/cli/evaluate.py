@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,7 +39,7 @@ def evaluate(
     batch_size: options.BatchSize = 256,
     device: options.DeviceOption = options.Device.auto,
     picture: Annotated[
-        str | None, typer.Option("--picture", help="Predicted against true.")
+        Path | None, typer.Option("--picture", help="Predicted against true.")
     ] = None,
     json: options.Json = False,
     out: options.OutFile = None,
@@ -49,7 +50,7 @@ def evaluate(
 
     Example: qem evaluate cnn-relu zoo/ --thresholds 0,.4 --augment monomial --scale-range 1:10000
     """
-    from qemcli import evaluation
+    from qemcli import evaluation, report
     from qemcli.predictors import Predictor
     from qemcli.zoos.opening import open_zoo
 
@@ -67,7 +68,9 @@ def evaluate(
     )
     rows = evaluation.evaluate(loaded, opened, plan)
     if picture:
-        evaluation.picture(loaded, opened, plan, picture)
+        prediction, label = evaluation.predicted(loaded, opened, plan)
+        title = f"{loaded.name}: tau {rows[0]['tau']:.3f}, R² {rows[0]['r2']:.3f}, n {rows[0]['n']}"
+        report.scatter(prediction, label, title, picture)
         sink.note(f"picture: {picture}")
     columns = ["augment", "threshold", "n", "tau", "tau_low", "tau_high", "r2", "mae"]
     summary = {"predictor": loaded.name, "zoo": str(opened.path)}

@@ -54,7 +54,7 @@ def train(
     Example: qem train --zoo sweep/ --architecture monomial_nfn --quasi exact --out my-predictor
     """
     from qemcli import fitting, recipes
-    from qemcli.training import keep_memory
+    from qemcli.memory import keep_memory
 
     sink = Sink(json, quiet, verbose)
     keep_memory()

@@ -87,7 +87,7 @@ def _start(recipe: Recipe, images: Images) -> None:
     global _RECIPE, _IMAGES  # a worker's two arguments that are too large to send with every block
     import torch
 
-    from qemcli.training import keep_memory
+    from qemcli.memory import keep_memory
 
     torch.set_num_threads(1)
     keep_memory()
