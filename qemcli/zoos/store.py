@@ -26,9 +26,7 @@ from qemcli.zoos.statistics import describe
 
 VERSION = 1
 # What a store writes itself; everything else in an index may be carried over to another zoo.
-OWN_COLUMNS = frozenset(
-    {"uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256"}
-)
+OWN_COLUMNS = frozenset({"uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256"})
 
 
 def arch_id(space: WeightSpace) -> str:
@@ -37,7 +35,7 @@ def arch_id(space: WeightSpace) -> str:
     return hashlib.sha256(record.encode()).hexdigest()[:12]
 
 
-def beside(path: Path, write: Callable[[Path], None]) -> None:
+def beside(path: Path, write: Callable[[Path], object]) -> None:
     """Write next to the target, flush to disk, rename: the name never holds half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -75,6 +73,8 @@ class Store:
     ) -> None:
         """One block: flat (n, D) float32 in the order of the space, one row a network.
 
+        A row's own `activation` goes before the space's, which is None where networks differ.
+
         Raises OSError where the disk is full or read-only; nothing is then left under a final name.
         """
         from safetensors.numpy import save_file
@@ -89,7 +89,8 @@ class Store:
         table["file"] = None
         table["finite"] = np.isfinite(flat).all(axis=1)
         table["parameters"] = np.int32(space.size)
-        table["activation"] = space.activation
+        if "activation" not in table:
+            table["activation"] = space.activation
         table["sha256"] = [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
         statistics = {k: v for k, v in describe(space, flat).items() if k.startswith("stat.")}
         table = pandas.concat([table, pandas.DataFrame(statistics)], axis=1)
@@ -114,7 +115,7 @@ class Store:
         beside(self.folder / "index.parquet", lambda p: write_index(table, spaces, p))
         record = {"format": "qem-zoo", "version": VERSION, "checkpoints": len(table), **about}
         text = json.dumps(record, indent=1) + "\n"
-        beside(self.folder / "zoo.json", lambda p: p.write_text(text) and None)
+        beside(self.folder / "zoo.json", lambda p: p.write_text(text))
         shutil.rmtree(self.folder / "parts")
         return table
 

@@ -134,7 +134,7 @@ def test_build_resumes_to_the_same_zoo(images: sources.Images, tmp_path: Path) -
     whole = run.build(PLAN, images, tmp_path / "a", 1)
     assert whole["networks"] == 7
     assert whole["checkpoints"] == 14
-    run.build(PLAN, images, tmp_path / "b", 1)
+    run.build(PLAN, images, tmp_path / "b", 2)
     # An interrupted build: its index was never written and its last block is missing.
     done = tmp_path / "c"
     store = run.Store(done)
@@ -147,6 +147,107 @@ def test_build_resumes_to_the_same_zoo(images: sources.Images, tmp_path: Path) -
     pandas.testing.assert_frame_equal(tables[0], tables[1])
     pandas.testing.assert_frame_equal(tables[0], tables[2])
     assert not list(done.rglob("*.tmp"))
+
+
+def test_interrupted_build_goes_on(images: sources.Images, tmp_path: Path) -> None:
+    import pandas
+
+    def stop(trained: int) -> None:
+        if trained:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.build(PLAN, images, tmp_path / "cut", 1, advance=stop)
+    assert run.Store(tmp_path / "cut", resume=True).done(0)
+    assert not (tmp_path / "cut" / "index.parquet").exists()
+    advanced: list[int] = []
+    run.build(PLAN, images, tmp_path / "cut", 1, resume=True, advance=advanced.append)
+    assert advanced == [3, 3, 1]  # the first block was not trained again
+    run.build(PLAN, images, tmp_path / "whole", 1)
+    tables = [pandas.read_parquet(tmp_path / n / "index.parquet") for n in ("cut", "whole")]
+    pandas.testing.assert_frame_equal(*tables)
+
+
+def test_zoo_of_two_activations_says_each_network_s_own(
+    images: sources.Images, tmp_path: Path
+) -> None:
+    from qemcli.functions import respond
+    from qemcli.zoos.zoo import Zoo
+
+    plan = dataclasses.replace(PLAN, activation=("relu", "tanh"), checkpoints=(3,))
+    run.build(plan, images, tmp_path / "zoo", 1)
+    zoo = Zoo.open(tmp_path / "zoo")
+    assert set(zoo.index["activation"]) == {"relu", "tanh"}
+    assert (zoo.index["activation"] == zoo.index["config.activation"]).all()
+    for space, flat, positions in zoo.load():
+        rows = zoo.index.iloc[positions]
+        for name in ("relu", "tanh"):
+            chosen = (rows["activation"] == name).to_numpy()
+            w = space.unflatten(torch.from_numpy(flat[chosen]))
+            logits = respond(space.running(name), w, images.test)
+            accuracy = (logits.argmax(-1) == images.test_label).double().mean(1)
+            np.testing.assert_allclose(accuracy, rows["test_accuracy"][chosen], atol=0.011)
+
+
+def test_diverged_network_is_kept_and_named(images: sources.Images, tmp_path: Path) -> None:
+    import pandas
+
+    plan = dataclasses.replace(
+        PLAN, models=2, lr=(1e9, 1e9), optimizer=("sgd",), dropout=(0.0, 0.0), checkpoints=(1, 30)
+    )
+    summary = run.build(plan, images, tmp_path / "zoo", 1)
+    table = pandas.read_parquet(tmp_path / "zoo" / "index.parquet")
+    assert len(table) == 4
+    assert summary["not_finite"] == (~table["finite"]).sum() > 0
+
+
+def test_scores_do_not_depend_on_the_block(images: sources.Images) -> None:
+    plan = dataclasses.replace(PLAN, train_fraction=(0.05, 1.0), checkpoints=(2,))
+    networks = [cnn.draw(plan, number) for number in range(6)]
+    assert len({n.hyper["train_fraction"] for n in networks}) == 2
+    space = cnn.space_of(plan, "relu", images)
+    found = []
+    for size in (1, 6):
+        scores = {}
+        for i in range(0, 6, size):
+            block = cnn.Block(space, networks[i : i + size], plan, images)
+            *_, (_, _, measured) = cnn.train(block)
+            scores |= {n.number: s for n, s in zip(block.networks, measured, strict=True)}
+        found.append([[scores[i][k] for k in sorted(scores[i])] for i in range(6)])
+    np.testing.assert_allclose(found[0], found[1], atol=2e-3)
+
+
+def test_windows_may_be_kept_or_made_at_each_step(
+    images: sources.Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = dataclasses.replace(PLAN, junction="flatten")
+    networks = [cnn.draw(plan, number) for number in range(3)]
+    flats = []
+    for limit in (cnn.BANK, 0):
+        monkeypatch.setattr(cnn, "BANK", limit)
+        block = cnn.Block(cnn.space_of(plan, "tanh", images), networks, plan, images)
+        assert (block.bank is None) == (limit == 0)
+        block.step()
+        flats.append(block.flat.detach())
+    assert torch.equal(*flats)
+
+
+def test_flattened_junction_is_torch_s(images: sources.Images) -> None:
+    from qemcli.functions import respond
+
+    plan = dataclasses.replace(PLAN, junction="flatten")
+    space = cnn.space_of(plan, "relu", images)
+    block = cnn.Block(space, [cnn.draw(plan, i) for i in range(3)], plan, images)
+    rows = torch.arange(20).expand(3, -1)
+    ours = block.forward(block.flat.detach(), block._read(rows))
+    theirs = respond(space, space.unflatten(block.flat.detach()), images.train[:20])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_vanish_are_named(images: sources.Images) -> None:
+    plan = dataclasses.replace(PLAN, padding=0, channels=(4, 4, 4, 4))
+    with pytest.raises(UsageError, match="nothing is left of the image after convolution 3"):
+        cnn.space_of(plan, "relu", images)
 
 
 def test_split_keeps_runs_together() -> None:

@@ -19,21 +19,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qemcli.functions import FUNCTIONS
-from qemcli.spaces import Forward, Layer, WeightSpace, cnn
+from qemcli.errors import UsageError
+from qemcli.functions import FUNCTIONS, respond
+from qemcli.spaces import Forward, WeightSpace, cnn
+from qemcli.zoos.build.convolution import Convolution, matrix, side_after, windows
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
 
 OPTIMIZERS = ("adam", "rmsprop", "sgd")
 INITS = ("he_normal", "glorot_normal", "orthogonal", "normal", "truncated_normal")
+BANK = 2**26  # numbers: the windows of up to so many are kept (256 MB), of more made at each step
 
 
 def space_of(recipe: Recipe, activation: str, images: Images) -> WeightSpace:
     """The weight space of the recipe's networks on these images; checks that every layer has an
     output."""
-    channels, side, _ = images.shape
-    for _ in recipe.channels:
-        side = (side + 2 * recipe.padding - recipe.kernel) // recipe.stride + 1
+    _, *_, side = hidden_shapes(recipe, images)[-1]
     forward = Forward(
         stride=recipe.stride,
         padding=recipe.padding,
@@ -42,8 +43,25 @@ def space_of(recipe: Recipe, activation: str, images: Images) -> WeightSpace:
         known=True,
     )
     positions = side * side if recipe.junction == "flatten" else 1
-    widths = (channels, *recipe.channels)
+    widths = (images.shape[0], *recipe.channels)
     return cnn(widths, images.classes, recipe.kernel, activation, positions, forward)
+
+
+def hidden_shapes(recipe: Recipe, images: Images) -> list[tuple[int, int, int]]:
+    """(channels, height, width) after each convolution; UsageError where nothing is left."""
+    _, height, side = images.shape
+    if height != side:
+        raise UsageError(f"images of {height} x {side} pixels", "set `resize` to make them square")
+    shapes = []
+    for i, channels in enumerate(recipe.channels, start=1):
+        side = side_after(side, recipe.kernel, recipe.stride, recipe.padding)
+        if side < 1:
+            raise UsageError(
+                f"nothing is left of the image after convolution {i}",
+                "fewer channels entries, a smaller stride, more padding, or larger images",
+            )
+        shapes.append((channels, side, side))
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,7 @@ class Block:
         self.generators = [torch.Generator().manual_seed(n.seed ^ 1) for n in self.networks]
         self.subsets = [self._subset(n) for n in self.networks]
         self.steps = 0
+        self.bank = self._columns(images.train) if self._small() else None
 
     def _column(self, name: str) -> Tensor:
         return torch.tensor([n.hyper[name] for n in self.networks])[:, None]
@@ -134,6 +153,28 @@ class Block:
         size = max(self.recipe.batch, round(total * network.hyper["train_fraction"]))
         return torch.from_numpy(rng.permutation(total)[:size].copy())
 
+    def _small(self) -> bool:
+        """True where the windows of all training images may be kept."""
+        _, height, width = hidden_shapes(self.recipe, self.images)[0]
+        window = self.recipe.kernel**2 * self.images.shape[0]
+        return len(self.images.train) * height * width * window <= BANK
+
+    def _columns(self, images: Tensor) -> Tensor:
+        """(p, channels, h, v) -> (p, positions, taps): what the first convolution reads."""
+        recipe = self.recipe
+        _, side, _ = hidden_shapes(recipe, self.images)[0]
+        x = images.movedim(1, -1)[None]
+        flat = windows(x, recipe.kernel, recipe.stride, recipe.padding, side)
+        return flat.view(len(images), side * side, -1)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """The windows of the training images rows (n, p), as (n, p positions, taps)."""
+        if self.bank is not None:
+            return self.bank[rows].flatten(1, 2)
+        return (
+            self._columns(self.images.train[rows.flatten()]).unflatten(0, rows.shape).flatten(1, 2)
+        )
+
     def step(self) -> None:
         """One step of every network on its own batch, with its own optimiser."""
         chosen = [
@@ -141,7 +182,7 @@ class Block:
             for subset, g in zip(self.subsets, self.generators, strict=True)
         ]
         rows = torch.stack(chosen)
-        logits = self.forward(self.flat, rows, self._masks())
+        logits = self.forward(self.flat, self._read(rows), self._masks())
         labels = self.images.train_label[rows]
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
         (gradient,) = torch.autograd.grad(loss / self.recipe.batch, self.flat)
@@ -149,54 +190,42 @@ class Block:
         with torch.no_grad():
             self._update(gradient + 2 * self.l2 * self.flat)
 
-    def forward(self, flat: Tensor, rows: Tensor, masks: list[Tensor] | None = None) -> Tensor:
-        """Logits (n, p, classes) of network i on the training images rows[i] (n, p)."""
-        n = len(rows)
-        w = self.space.unflatten(flat)
-        x = self.images.train[rows].transpose(0, 1).flatten(1, 2)
-        x = x.contiguous(memory_format=torch.channels_last)
+    def forward(self, flat: Tensor, columns: Tensor, masks: list[Tensor] | None = None) -> Tensor:
+        """Logits (n, p, classes) of network i on the images whose windows are columns[i]."""
+        w, recipe = self.space.unflatten(flat), self.recipe
         act = FUNCTIONS[self.space.activation or "relu"]
-        for i, la in enumerate(self.space.layers[:-1]):
-            kernel = w[la.weight].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            bias = w[la.bias].flatten() if la.bias else None
-            x = F.conv2d(x, kernel, bias, self.recipe.stride, self.recipe.padding, groups=n)
-            x = act(x)
-            if masks is not None:
-                x = x * self._shaped(masks[i], x)
-        return self._dense(self.space.layers[-1], w, x.unflatten(1, (n, -1)))
-
-    def _dense(self, la: Layer, w: dict[str, Tensor], x: Tensor) -> Tensor:
-        """x (p, n, c, h, v) -> (n, p, classes) through pooling or flattening."""
-        z = x.flatten(2) if la.taps > 1 else x.mean((3, 4))
-        out = torch.einsum("pni,noi->npo", z, w[la.weight])
-        return out + w[la.bias][:, None] if la.bias else out
-
-    def _shaped(self, mask: Tensor, x: Tensor) -> Tensor:
-        """(n, p, c, h, v) keep factors in the order of x (p, n c, h, v)."""
-        return mask.transpose(0, 1).flatten(1, 2).to(memory_format=torch.channels_last)
+        first, *middle, last = self.space.layers
+        x = torch.baddbmm(w[first.bias or ""][:, None], columns, matrix(w[first.weight]))
+        _, side, _ = hidden_shapes(recipe, self.images)[0]
+        x = act(x.view(len(flat), -1, side, side, first.rows))
+        x = x if masks is None else x * masks[0]
+        for i, la in enumerate(middle, start=1):
+            bias = w[la.bias or ""]
+            x = act(Convolution.apply(x, w[la.weight], bias, recipe.stride, recipe.padding))
+            x = x if masks is None else x * masks[i]
+        # Flattening is by channel first, as in torch.
+        z = x.mean((2, 3)) if recipe.junction == "pool" else x.movedim(-1, 2).flatten(2)
+        return torch.baddbmm(w[last.bias or ""][:, None], z, w[last.weight].transpose(1, 2))
 
     def _masks(self) -> list[Tensor] | None:
-        """Dropout factors of each convolution, (n, p, c, h, v), from every network's own generator.
+        """Dropout factors after each convolution, (n, p, h, v, c), from networks' own generators.
 
         Each 64-bit draw serves eight units, so a rate is rounded to 1/256.
         """
         rates = torch.tensor([n.hyper["dropout"] for n in self.networks])
         if not rates.any():
             return None
-        _, side, _ = self.images.shape
-        sizes, shapes = [], []
-        for channels in self.recipe.channels:
-            side = (side + 2 * self.recipe.padding - self.recipe.kernel) // self.recipe.stride + 1
-            shapes.append((self.recipe.batch, channels, side, side))
-            sizes.append(math.prod(shapes[-1]))
+        shapes = [(self.recipe.batch, *shape) for shape in hidden_shapes(self.recipe, self.images)]
+        sizes = [math.prod(shape) for shape in shapes]
         words = torch.empty(len(self.networks), -(-sum(sizes) // 8), dtype=torch.int64)
         for row, generator in zip(words, self.generators, strict=True):
             row.random_(-(2**63), None, generator=generator)
         levels = (rates * 256).round()[:, None]
-        keep = words.view(torch.uint8)[:, : sum(sizes)] >= levels
-        factors = keep * (256 / (256 - levels))
-        parts = factors.split(sizes, dim=1)
-        return [f.unflatten(1, shape) for f, shape in zip(parts, shapes, strict=True)]
+        keep = words.view(torch.uint8)[:, : sum(sizes)] >= levels.to(torch.uint8)
+        factors = (256 / (256 - levels)).unflatten(1, (1, 1, 1, 1))
+        parts = zip(keep.split(sizes, dim=1), shapes, strict=True)
+        kept = (part.unflatten(1, shape).movedim(2, -1).contiguous() for part, shape in parts)
+        return [k.float().mul_(factors) for k in kept]
 
     def _update(self, gradient: Tensor) -> None:
         """Adam, RMSprop and SGD with Keras' constants, each on its slice of the block."""
@@ -226,10 +255,16 @@ class Block:
     def measure(self) -> list[dict[str, float]]:
         """Accuracy and loss of every network on the test images and on (up to 512 of) its own
         training images."""
-        size = min(512, *(len(s) for s in self.subsets))
-        rows = torch.stack([s[:size] for s in self.subsets])
-        train = self._scores(self.forward(self.flat, rows), self.images.train_label[rows])
-        test = self._scores(self._test_logits(), self.images.test_label.expand(len(rows), -1))
+        size = min(512, max(len(s) for s in self.subsets))
+        rows = torch.stack([s[torch.arange(size) % len(s)] for s in self.subsets])
+        # A subset of fewer images is read again from its start; those repetitions do not count.
+        count = torch.tensor([min(size, len(s)) for s in self.subsets])[:, None]
+        counts = torch.arange(size) < count
+        train = self._scores(
+            self.forward(self.flat, self._read(rows)), self.images.train_label[rows], counts
+        )
+        label = self.images.test_label.expand(len(rows), -1)
+        test = self._scores(self._test_logits(), label, torch.ones_like(label, dtype=torch.bool))
         names = ("accuracy", "loss")
         return [
             {f"{side}_{n}": float(v[i]) for side, vs in (("test", test), ("train", train))
@@ -238,15 +273,15 @@ class Block:
         ]  # fmt: skip
 
     def _test_logits(self) -> Tensor:
-        from qemcli.functions import respond
-
         w = self.space.unflatten(self.flat.detach())
         return torch.cat([respond(self.space, w, x) for x in self.images.test.split(256)], dim=1)
 
-    def _scores(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        right = (logits.argmax(-1) == label).double().mean(1)
+    def _scores(self, logits: Tensor, label: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Accuracy and loss (n,) over the images that count, from logits (n, p, classes)."""
+        total = counts.sum(1).double()
+        right = (logits.argmax(-1) == label) & counts
         loss = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
-        return right, loss.unflatten(0, label.shape).double().mean(1)
+        return right.sum(1) / total, (loss.view(label.shape).double() * counts).sum(1) / total
 
 
 def train(block: Block) -> Iterator[tuple[int, np.ndarray, list[dict[str, float]]]]:

@@ -54,18 +54,34 @@ def build(
     if (folder / "index.parquet").is_file():
         todo = []
     advance(recipe.models - sum(len(work[b]) for b in todo))
-    with ProcessPoolExecutor(
-        max(1, workers), get_context("spawn"), _start, (recipe, images)
-    ) as pool:
-        jobs = {pool.submit(_block, b, work[b], folder): b for b in todo}
+    if workers > 1 and len(todo) > 1:
+        _spread(recipe, images, folder, workers, {b: work[b] for b in todo}, advance)
+    else:
+        _start(recipe, images)
+        for block in todo:
+            _block(block, work[block], folder)
+            advance(len(work[block]))
+    return _finished(recipe, store, len(work))
+
+
+def _spread(
+    recipe: Recipe,
+    images: Images,
+    folder: Path,
+    workers: int,
+    work: dict[int, list[int]],
+    advance: Callable[[int], None],
+) -> None:
+    """The blocks in processes of their own; whoever stops it leaves whole blocks behind."""
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (recipe, images)) as pool:
+        jobs = {pool.submit(_block, b, numbers, folder): numbers for b, numbers in work.items()}
         try:
             for job in as_completed(jobs):
                 job.result()
-                advance(len(work[jobs[job]]))
+                advance(len(jobs[job]))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return _finished(recipe, store, len(work))
 
 
 def _same_recipe(recipe: Recipe, folder: Path) -> None:
@@ -74,7 +90,7 @@ def _same_recipe(recipe: Recipe, folder: Path) -> None:
 
     path, text = folder / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=1) + "\n"
     if not path.is_file():
-        beside(path, lambda p: p.write_text(text) and None)
+        beside(path, lambda p: p.write_text(text))
     elif path.read_text() != text:
         raise UsageError(f"{folder}: begun by another recipe or seed", "give another --out")
 
@@ -101,7 +117,6 @@ def _block(block: int, numbers: list[int], folder: Path) -> None:
     networks = [cnn.draw(_RECIPE, number) for number in numbers]
     split = splits(_RECIPE)
     flats, rows = [], []
-    space = None
     for activation in sorted({n.hyper["activation"] for n in networks}):
         group = [n for n in networks if n.hyper["activation"] == activation]
         space = cnn.space_of(_RECIPE, activation, _IMAGES)
@@ -112,6 +127,8 @@ def _block(block: int, numbers: list[int], folder: Path) -> None:
                 _row(network, step, score, str(split[network.number]))
                 for network, score in zip(trained.networks, scores, strict=True)
             ]
+    shared = _RECIPE.activation[0] if len(set(_RECIPE.activation)) == 1 else None
+    space = dataclasses.replace(space, activation=shared)  # None: each row says its own
     flat = np.concatenate(flats)
     order = sorted(range(len(rows)), key=lambda i: rows[i]["checkpoint"])
     Store(folder, resume=True).write(block, space, flat[order], [rows[i] for i in order])
@@ -150,7 +167,7 @@ def _finished(recipe: Recipe, store: Store, count: int) -> dict[str, Any]:
         "test_accuracy_quantiles": quantiles,
     }
     text = card(recipe, summary)
-    beside(store.folder / "README.md", lambda p: p.write_text(text) and None)
+    beside(store.folder / "README.md", lambda p: p.write_text(text))
     return summary
 
 
@@ -180,7 +197,8 @@ def card(recipe: Recipe, summary: dict[str, Any]) -> str:
         + "; ".join(f"{name} {list(fields[name])}" for name in drawn)
         + ".",
         "",
-        f"Built again by `qem build RECIPE --out DIR --seed {recipe.seed}`; the recipe is recipe.json.",
+        f"Built again by `qem build {recipe.name} --models {recipe.models} --seed {recipe.seed} "
+        "--out DIR`; recipe.json holds every setting.",
         "",
     ]
     return "\n".join(lines)

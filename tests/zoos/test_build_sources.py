@@ -1,0 +1,97 @@
+"""Images come by feature type, whatever their columns are called."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qemcli.errors import EnvironmentFailure, InputError
+from qemcli.zoos.build import sources
+from qemcli.zoos.build.recipe import Recipe
+
+PLAN = Recipe(test_images=4)
+
+
+def _png(pixels: np.ndarray) -> dict[str, object]:
+    from PIL import Image
+
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, "PNG")
+    return {"bytes": held.getvalue(), "path": None}
+
+
+def _write(path: Path, pixels: np.ndarray, stated: bool) -> None:
+    """A parquet in the Hub's schema: the picture is called `img`, and a count stands before the
+    class."""
+    import pyarrow
+    from pyarrow import parquet
+
+    names = {"serial": list(range(len(pixels))), "img": [_png(p) for p in pixels]}
+    names["fine"] = [i % 3 for i in range(len(pixels))]
+    if not stated:
+        del names["serial"]
+    table = pyarrow.table(names)
+    if stated:
+        kinds = {"serial": "Value", "img": "Image", "fine": "ClassLabel"}
+        features = {name: {"_type": kind} for name, kind in kinds.items()}
+        record = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": record})
+    parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["schema metadata", "column types"])
+def test_parquet_columns_are_found_by_type(stated: bool, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, 6), dtype=np.uint8)
+    _write(tmp_path / "x.parquet", pixels, stated)
+    plan = replace(PLAN, source=str(tmp_path / "x.parquet"))
+    found = sources.load(plan)
+    assert found.shape == (1, 6, 6)
+    assert (len(found.train), len(found.test), found.classes) == (8, 4, 3)
+    everything = torch.cat([found.train, found.test])
+    labels = torch.cat([found.train_label, found.test_label])
+    wanted = torch.from_numpy(pixels.astype(np.float32) / 255 * 2 - 1)[:, None]
+    for image, label in zip(everything, labels, strict=True):
+        i = int((wanted - image).abs().flatten(1).sum(1).argmin())
+        torch.testing.assert_close(image, wanted[i])
+        assert int(label) == i % 3
+
+
+def test_colour_images_are_resized_by_area(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    _write(tmp_path / "x.parquet", pixels, True)
+    _write(tmp_path / "y.parquet", pixels[:5], True)
+    plan = replace(
+        PLAN, source=str(tmp_path / "x.parquet"), test_source=str(tmp_path / "y.parquet"), resize=4
+    )
+    found = sources.load(plan)
+    assert found.shape == (3, 4, 4)
+    assert (len(found.train), len(found.test)) == (6, 4)
+    means = pixels.reshape(6, 4, 2, 4, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255 * 2 - 1
+    np.testing.assert_allclose(found.train, means, atol=1e-5)
+
+
+def test_digits_lie_between_minus_one_and_one() -> None:
+    found = sources.load(PLAN)
+    assert found.shape == (1, 8, 8)
+    assert len(found.train) + len(found.test) == 1797
+    assert (float(found.train.min()), float(found.train.max())) == (-1.0, 1.0)
+
+
+def test_picture_that_is_none_is_named(tmp_path: Path) -> None:
+    import pandas
+
+    path = tmp_path / "x.parquet"
+    pandas.DataFrame({"a": [{"bytes": b"no", "path": None}] * 3, "b": [0, 1, 2]}).to_parquet(path)
+    with pytest.raises(InputError, match="no image"):
+        sources.load(replace(PLAN, source=str(path)))
+
+
+def test_hub_name_without_a_file_is_named() -> None:
+    with pytest.raises(EnvironmentFailure, match="hf://datasets/owner"):
+        sources.load(replace(PLAN, source="hf://datasets/owner"))
