@@ -283,7 +283,7 @@ def module(name: str, weights: Path | None) -> nn.Module:
     if weights is not None:
         from qemcli.checkpoints import open_checkpoint
 
-        state = {k: torch.as_tensor(v) for k, v in open_checkpoint(weights).tensors().items()}
+        state = {k: torch.tensor(v) for k, v in open_checkpoint(weights).tensors().items()}
         try:
             made.load_state_dict(state)
         except RuntimeError as error:

@@ -1,0 +1,234 @@
+"""From a zoo to a predictor and back: train, save, load, predict, evaluate, compare; seeds and
+resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from zoo_kit import write_zoo
+
+from qemcli import registry
+from qemcli.errors import InputError, UsageError
+from qemcli.predictors import FILE, Design, Predictor
+from qemcli.spaces import WeightSpace, cnn
+from qemcli.training import Rows, Run, Schedule
+
+SPACE = cnn([1, 3, 4], 3)
+TASK = registry.load("tasks", "generalization")
+
+
+def _networks(space: WeightSpace = SPACE, count: int = 60) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    size = 0.1 + torch.rand(count, 1, generator=generator)
+    return size * torch.randn(count, space.size, generator=generator)
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    return write_zoo(tmp_path / "zoo", SPACE, _networks())
+
+
+def _recipe(folder: Path, text: str = "") -> Path:
+    path = folder / "train.toml"
+    path.write_text(
+        'architecture = "statnn"\nquasi = "balanced"\nconfig = { head = 16 }\n'
+        f"{text}\n[schedule]\nepochs = 3\nbatch_size = 8\n"
+    )
+    return path
+
+
+def test_train_predict_evaluate_from_the_command_line(run, zoo: Path, tmp_path: Path) -> None:
+    trained = run("train", _recipe(tmp_path), "--zoo", zoo, "--out", tmp_path / "p", "--json")
+    assert trained.code == 0, trained.err
+    assert {"tau", "tau_low", "tau_high", "n"} <= set(trained.json["rows"][0])
+    assert (tmp_path / "p" / "README.md").read_text().startswith("---\nlibrary_name: qem")
+    ranked = run("predict", zoo, "--predictor", tmp_path / "p", "--json")
+    assert ranked.code == 0
+    values = [row["prediction"] for row in ranked.json["rows"]]
+    assert values == sorted(values, reverse=True)
+    assert len(values) == ranked.json["n"] == 60
+    scored = run("evaluate", tmp_path / "p", zoo, "--augment", "monomial", "--json")
+    plain, moved = scored.json["rows"]
+    assert plain["tau"] == pytest.approx(moved["tau"], abs=1e-3)
+    assert plain["n"] == 12
+
+
+def test_same_seed_gives_the_same_bytes(run, zoo: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        call = ["train", _recipe(tmp_path), "--zoo", zoo, "--seed", seed, "--out", tmp_path / name]
+        assert run(*call, "-q").code == 0
+    tensors = {n: Predictor.load(tmp_path / n).model.state_dict() for n in "abc"}
+    assert all(torch.equal(tensors["a"][k], v) for k, v in tensors["b"].items())
+    assert any(not torch.equal(tensors["a"][k], v) for k, v in tensors["c"].items())
+
+
+def test_resumed_training_equals_the_uninterrupted(tmp_path: Path) -> None:
+    flat, target = _networks(), torch.linspace(0.1, 0.9, 60)
+    train, val = Rows(flat[:40], target[:40]), Rows(flat[40:], target[40:])
+    schedule = Schedule(epochs=4, batch_size=8)
+
+    def fresh(state: Path | None) -> Run:
+        torch.manual_seed(0)
+        model = Design("statnn", config={"head": 8, "dropout": 0.2}).build(SPACE)
+        return Run(model, SPACE, TASK, schedule, 0, state=state)
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise Killed
+
+    whole = fresh(None)
+    whole.fit(train, val)
+    state = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        fresh(state).fit(train, val, on_epoch=kill)
+    resumed = fresh(state)
+    resumed.fit(train, val, resume=True)
+    assert resumed.history == whole.history
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+def test_training_refuses_what_cannot_be_learned() -> None:
+    def fit(target: Tensor) -> None:
+        rows = Rows(_networks()[: len(target)], target)
+        model = Design("statnn", config={"head": 8}).build(SPACE)
+        Run(model, SPACE, TASK, Schedule(epochs=1), 0).fit(rows, rows)
+
+    with pytest.raises(InputError, match="the same for all"):
+        fit(torch.full((20,), 0.5))
+    with pytest.raises(InputError, match="networks to train on"):
+        fit(torch.rand(3))
+    with pytest.raises(UsageError, match="not finite"):
+        fit(torch.full((20,), torch.nan).index_fill(0, torch.arange(9), 0.5) * torch.rand(20))
+
+
+def test_network_that_is_not_finite_gets_no_prediction(run, tmp_path: Path) -> None:
+    flat = _networks()
+    flat[3, 5] = torch.nan
+    zoo = write_zoo(tmp_path / "zoo", SPACE, flat)
+    Predictor("p", SPACE, Design("statnn"), "generalization", Design("statnn").build(SPACE)).save(
+        tmp_path / "p"
+    )
+    ran = run("predict", zoo, "-p", tmp_path / "p", "--json")
+    assert ran.code == 4
+    assert len(ran.json["rows"]) == 59
+    assert "not finite" in ran.json["failed"][0]["reason"]
+    assert "NaN" not in ran.out
+
+
+def test_predictor_survives_saving(tmp_path: Path) -> None:
+    design = Design("monomial_nfn", "exact", {"channels": [4, 2], "head": 8})
+    made = Predictor("p", SPACE, design, "generalization", design.build(SPACE).eval())
+    made.save(tmp_path)
+    flat = _networks(count=5)
+    assert torch.equal(made.predict(flat), Predictor.load(tmp_path).predict(flat))
+    assert made.claims == Predictor.load(tmp_path / FILE).claims
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:100]), "not a readable safetensors"),
+        (lambda p: p.write_bytes(b""), "not a readable safetensors"),
+        (lambda p: p.unlink(), "no predictor is called"),
+    ],
+)
+def test_broken_predictor_is_one_line(spoil, said: str, run, zoo: Path, tmp_path: Path) -> None:
+    design = Design("statnn", config={"head": 4})
+    Predictor("p", SPACE, design, "generalization", design.build(SPACE)).save(tmp_path / "p")
+    spoil(tmp_path / "p" / FILE)
+    ran = run("predict", zoo, "-p", tmp_path / "p")
+    assert ran.code == 3
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_networks_of_another_architecture_are_named(run, tmp_path: Path) -> None:
+    design = Design("statnn", config={"head": 4})
+    Predictor("p", SPACE, design, "generalization", design.build(SPACE)).save(tmp_path / "p")
+    other = cnn([1, 2, 4], 3)
+    zoo = write_zoo(tmp_path / "other", other, _networks(other, 4))
+    ran = run("predict", zoo, "-p", tmp_path / "p")
+    assert ran.code == 3
+    assert "not what 'p' reads" in ran.err
+    assert run("predict", zoo).code == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch = 3", "no setting"),
+        ("architecture = 'nfm'", "Did you mean 'nfn'"),
+        ("[schedule]\nepoch = 3", "Did you mean 'epochs'"),
+        ("architecture = 'statnn'\nquasi = 'exact'", "balanced"),
+        ("[config]\nhed = 3", "Did you mean 'head'"),
+        ("seed = ", "not TOML"),
+    ],
+)
+def test_recipe_says_what_is_wrong(text: str, said: str, run, zoo: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    ran = run("train", path, "--zoo", zoo, "--out", tmp_path / "x")
+    assert ran.code == 2
+    assert said in ran.err
+
+
+def test_output_that_is_in_use_is_refused(run, zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "mine.txt").write_text("precious")
+    ran = run("train", _recipe(tmp_path), "--zoo", zoo, "--out", tmp_path / "p")
+    assert ran.code == 2
+    assert (tmp_path / "p" / "mine.txt").read_text() == "precious"
+
+
+def test_compare_runs_once_and_resumes(run, zoo: Path, tmp_path: Path) -> None:
+    path = tmp_path / "compare.toml"
+    path.write_text(
+        'reference = "statnn none head=8"\nseeds = [0, 1]\n'
+        "ranges = [[1, 100]]\naugment = [[1, 10]]\n"
+        "[schedule]\nepochs = 2\nbatch_size = 8\n"
+        '[[design]]\narchitecture = "statnn"\nconfig = { head = 8 }\n'
+        '[[design]]\narchitecture = "statnn"\nquasi = "balanced"\nconfig = { head = 8 }\n'
+    )
+    out = tmp_path / "out"
+    first = run("compare", path, "--zoo", zoo, "--out", out, "--workers", 1, "--json")
+    assert first.code == 0, first.err
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").iterdir()}
+    assert len(stamps) == 8
+    again = run("compare", path, "--zoo", zoo, "--out", out, "--workers", 1, "--json")
+    assert again.json["rows"] == first.json["rows"]
+    assert {p: p.stat().st_mtime_ns for p in (out / "runs").iterdir()} == stamps
+    balanced = [
+        r for r in first.json["rows"] if "balanced" in r["design"] and r["augment"] == "none"
+    ]
+    assert balanced[0]["tau"] == pytest.approx(balanced[0]["tau 1:100"], abs=1e-3)
+    assert balanced[0]["invariance_error"] < 1e-10
+    raw = [r for r in first.json["rows"] if "none head" in r["design"] and r["augment"] == "none"]
+    assert raw[0]["invariance_error"] > 1e-3
+    assert (out / "table.md").read_text().count("|") > 20
+    assert (out / "tradeoff.png").stat().st_size > 1000
+
+
+def test_models_lists_presets_with_exact_counts(run) -> None:
+    rows = run("models", "--presets", "--json").json["rows"]
+    published = {row["published"] for row in rows if row["published"]}
+    assert {1_059_001, 2_031_390, 2_811_743, 254_619, 429_421, 264_525} <= published
+    assert all(row["parameters"] == row["published"] for row in rows if row["published"])
+
+
+def test_history_and_provenance_are_kept(run, zoo: Path, tmp_path: Path) -> None:
+    run("train", _recipe(tmp_path, "seed = 5"), "--zoo", zoo, "--out", tmp_path / "p", "-q")
+    history = json.loads((tmp_path / "p" / "history.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    kept = Predictor.load(tmp_path / "p").provenance
+    assert kept["seed"] == 5
+    assert kept["train"] == 36
+    assert np.isfinite(kept["test"]["mae"])
