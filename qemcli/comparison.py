@@ -24,9 +24,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from qemcli.errors import UsageError
 from qemcli.intervals import paired
 from qemcli.memory import keep_memory
 from qemcli.predictors import Design, Predictor
+from qemcli.processes import spread
 from qemcli.recipes import fields, read_toml
 from qemcli.samples import Sample, carried
 from qemcli.testing import invariance_error
@@ -249,15 +248,9 @@ def compare(
     kept = [(t, folder / "runs" / f"{t.key(data)}.parquet") for t in trials(plan)]
     todo = [(trial, path) for trial, path in kept if not path.is_file()]
     advance(len(kept) - len(todo))
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (sample,)) as pool:
-        jobs = [pool.submit(_work, trial, plan, path) for trial, path in todo]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                advance(1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    jobs = [(trial, plan, path) for trial, path in todo]
+    for _ in spread(_work, jobs, workers, _start, (sample,)):
+        advance(1)
     return [_read(path) for _, path in kept]
 
 

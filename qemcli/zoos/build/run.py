@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 
 from qemcli import __version__
 from qemcli.errors import UsageError
+from qemcli.processes import spread
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
 from qemcli.zoos.store import Store, beside
@@ -55,33 +54,15 @@ def build(
         todo = []
     advance(recipe.models - sum(len(work[b]) for b in todo))
     if workers > 1 and len(todo) > 1:
-        _spread(recipe, images, folder, workers, {b: work[b] for b in todo}, advance)
+        jobs = [(b, work[b], folder) for b in todo]
+        for i in spread(_block, jobs, workers, _start, (recipe, images)):
+            advance(len(work[todo[i]]))
     else:
         _start(recipe, images)
         for block in todo:
             _block(block, work[block], folder)
             advance(len(work[block]))
     return _finished(recipe, store, len(work))
-
-
-def _spread(
-    recipe: Recipe,
-    images: Images,
-    folder: Path,
-    workers: int,
-    work: dict[int, list[int]],
-    advance: Callable[[int], None],
-) -> None:
-    """The blocks in processes of their own; whoever stops it leaves whole blocks behind."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (recipe, images)) as pool:
-        jobs = {pool.submit(_block, b, numbers, folder): numbers for b, numbers in work.items()}
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                advance(len(jobs[job]))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _same_recipe(recipe: Recipe, folder: Path) -> None:
