@@ -112,10 +112,20 @@ def in_order(shapes: Shapes, ordered: bool) -> list[str]:
     )
 
 
-def _search(shapes: Shapes, budget: int = 20_000) -> Iterator[list[str]]:
+def _hopeless(shapes: Shapes) -> bool:
+    """True where two layers can only be the first, or two only the last: no need to search."""
+    first = [n for n in shapes if not any(_follows(shapes, m, n) for m in shapes if m != n)]
+    last = [n for n in shapes if not any(_follows(shapes, n, m) for m in shapes if m != n)]
+    alone = bool(set(first) & set(last)) and len(shapes) > 1
+    return alone or len(first) > 1 or len(last) > 1
+
+
+def _search(shapes: Shapes, budget: int = 5_000) -> Iterator[list[str]]:
     """At most two chains through all layers, depth first; nothing where the budget runs out."""
     most = [n for n in shapes if len(shapes[n]) == 4]
     stack = [[n] for n in sorted(most or shapes, key=_natural, reverse=True)]
+    if _hopeless(shapes):
+        return
     found = 0
     while stack and found < 2 and budget:
         budget -= 1

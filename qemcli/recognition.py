@@ -186,7 +186,7 @@ def _build(
             Layer(name, pairs[name], rows, cols // (1 if kernel else taps), taps, bool(kernel))
         )
     family = "cnn" if kernels else "mlp"
-    forward = Forward(padding=_padding(kernels), junction=junction)
+    forward = Forward(padding=_padding(kernels), junction=junction, image=_image(layers, kernels))
     w0, offset = _number(metadata, "w0", "omega_0"), _number(metadata, "offset")
     if family == "mlp" and (w0 is not None or activation == "sin"):
         family, activation = "siren", activation or "sin"
@@ -196,6 +196,18 @@ def _build(
 
 def _padding(kernels: Mapping[str, tuple[int, int]]) -> int:
     return max((side // 2 for kernel in kernels.values() for side in kernel), default=0)
+
+
+def _image(layers: Sequence[Layer], kernels: Mapping[str, tuple[int, int]]) -> Shape | None:
+    """The square image whose positions the first dense layer reads, where every convolution keeps
+    them."""
+    positions = next((la.taps for la in layers if not la.conv), 1)
+    side = math.isqrt(positions)
+    sizes = {size for kernel in kernels.values() for size in kernel}
+    keeps = len(sizes) == 1 and sizes.pop() % 2 == 1
+    if positions == 1 or side * side != positions or not keeps:
+        return None
+    return layers[0].cols, side, side
 
 
 def _number(metadata: Mapping[str, Any], *names: str) -> float | None:

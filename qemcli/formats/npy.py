@@ -16,7 +16,7 @@ from numpy.lib import format as npy_format
 from qemcli.checkpoints import FLOATS, Checkpoint, peek
 from qemcli.errors import InputError
 
-MAX_RATIO, MAX_FREE = 500, 1 << 28  # a member may be larger than this only if it packs less well
+MAX_RATIO, MAX_FREE = 100, 1 << 28  # a member may be larger than this only if it packs less well
 _ERRORS = (
     ValueError, OSError, EOFError, SyntaxError, RecursionError, MemoryError, KeyError, TypeError,
     NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, Warning,

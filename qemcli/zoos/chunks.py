@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,18 +86,17 @@ class RowChunk:
             return
         import pyarrow
 
-        zoo = _zoo(self.path).take(slice(self.start, self.stop))
+        zoo = replace(_zoo(self.path).take(slice(self.start, self.stop)), failures=[])
         tables = []
         for space, flat, positions in zoo.load():
-            known = zoo.index.iloc[positions].drop(columns="uid", errors="ignore")
-            found = describe(space, flat.numpy())
-            known = known.drop(columns=[c for c in known if c in found])
+            found = {"place": positions, **describe(space, flat.numpy())}
+            known = zoo.index.iloc[positions].drop(columns=["uid", *found], errors="ignore")
             table = pyarrow.Table.from_pandas(known, preserve_index=False)
             for name, values in found.items():
                 table = table.append_column(name, _column(values))
             tables.append(table)
         spaces = {arch: space.to_json() for arch, space in zoo.spaces.items()}
-        _save(file, tables, [], spaces, "row" if "row" in zoo.index else "checkpoint")
+        _save(file, tables, list(zoo.failures), spaces, "place")
 
 
 @lru_cache(maxsize=2)
@@ -287,7 +286,9 @@ def _save(
 
     table = pyarrow.concat_tables(aligned(tables)) if tables else pyarrow.table({"checkpoint": []})
     if len(tables) > 1:
-        table = table.sort_by(order if order in table.column_names else "checkpoint")
+        table = table.sort_by(order)
+    if order == "place" and tables:
+        table = table.drop_columns([order])
     table = table.replace_schema_metadata(
         {KEY: json.dumps({"failures": failures, "spaces": spaces})}
     )

@@ -259,6 +259,7 @@ def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
         failures += meta["failures"]
         spaces.update(meta["spaces"])
         schemas.append(schema)
+    failures.sort(key=lambda item: item["checkpoint"])
     if strict:
         _stop(failures)
     rows: Iterable[pyarrow.Table] = map(read_rows, parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,10 +41,11 @@ def unified(schemas: list[pyarrow.Schema]) -> pyarrow.Schema:
     return pyarrow.schema([(name, _common(kinds[name])) for name in _sorted(kinds)])
 
 
-def _sorted(names: Iterable[str]) -> list[str]:
+def _sorted(names: Collection[str]) -> list[str]:
     rank = {name: i for i, name in enumerate(FIRST)}
-    listed = list(names)  # stable: as met, statistics last
-    return sorted(listed, key=lambda n: (n.startswith("stat."), rank.get(n, len(FIRST))))
+    statistics = [n for n in names if n.startswith("stat.")]  # last, in the network's order
+    others = [n for n in names if not n.startswith("stat.")]
+    return sorted(others, key=lambda n: (rank.get(n, len(FIRST)), n)) + statistics
 
 
 def _common(kinds: set[Any]) -> Any:

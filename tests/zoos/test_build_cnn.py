@@ -182,8 +182,8 @@ def test_zoo_of_two_activations_says_each_network_s_own(
     for space, flat, positions in zoo.load():
         rows = zoo.index.iloc[positions]
         for name in ("relu", "tanh"):
-            chosen = (rows["activation"] == name).to_numpy()
-            w = space.unflatten(torch.from_numpy(flat[chosen]))
+            chosen = (rows["activation"] == name).to_numpy(copy=True)
+            w = space.unflatten(flat[torch.from_numpy(chosen)])
             logits = respond(space.running(name), w, images.test)
             accuracy = (logits.argmax(-1) == images.test_label).double().mean(1)
             np.testing.assert_allclose(accuracy, rows["test_accuracy"][chosen], atol=0.011)
@@ -297,6 +297,25 @@ def test_build_command_makes_a_zoo(run: Callable, tmp_path: Path) -> None:
     dry = run("build", path, "--out", tmp_path / "dry", "--dry-run")
     assert dry.code == 0
     assert not (tmp_path / "dry").exists()
+
+
+def test_interrupted_command_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qemcli.cli import build as command
+
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "tiny.toml"
+    path.write_text("models = 9\ncheckpoints = [1]\ntest_images = 50\n")
+    monkeypatch.setattr(run, "build", stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        command.build(str(path), tmp_path / "my zoo", models=3, seed=5)
+    hint = stopped.value.hint  # type: ignore[attr-defined]
+    assert hint == (
+        f"go on with: qem build {path} --out '{tmp_path}/my zoo' --models 3 --seed 5 --resume"
+    )
 
 
 def test_parquet_without_images_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def open(path: Path, activation: str | None = None, statistics: bool = False) ->
     failures = list(found.failures)
     for row in scan(found.entries, reader):
         (failures if "reason" in row else rows).append(row)
+    failures.sort(key=lambda item: item["checkpoint"])
     if not rows:
         raise nothing(path, failures, found.ignored)
     index = table(rows)
