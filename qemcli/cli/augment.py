@@ -41,12 +41,12 @@ def augment(
 
     Example: qem augment zoo/ --group monomial --factor 4 --scale-range 1:10000 --out copies
     """
-    from qemcli import augmentation
+    from qemcli import orbits
     from qemcli.evaluation import scales
     from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
-    plan = augmentation.Plan(group, factor, scales(scale_range), seed)
+    plan = orbits.Augment(group, factor, scales(scale_range), seed)
     opened = open_zoo(zoo, sink.note, where=where, limit=limit, activation=activation)
     folder = out or Path(f"{opened.name}-{group}")
     total = len(opened) * factor
@@ -55,8 +55,8 @@ def augment(
         sink.answer(Answer([], {"zoo": str(folder), "copies": total, "bytes": size}))
         return
     with sink.progress("augmenting", total) as advance:
-        rows, failed = augmentation.augment(opened, plan, folder, resume, advance)
-    sink.note(f"{sum(row['copies'] for row in rows)} copies written to {folder}")
-    worst = augmentation.worst(rows)
+        rows, failed = orbits.rewrite(opened, plan, folder, resume, advance)
+    sink.note(f"{sum(row['networks'] for row in rows)} copies written to {folder}")
+    worst = orbits.worst(rows)
     summary = {"zoo": str(folder), "function_error_max": worst, "seed": seed, "scales": plan.scales}
     sink.answer(Answer(rows, summary, failed))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from zoo_kit import write_zoo
 
-from qemcli import augmentation
+from qemcli import orbits
 from qemcli.functions import probe_inputs, respond
 from qemcli.spaces import Forward, cnn, siren
 from qemcli.zoos.zoo import Zoo
@@ -35,13 +35,13 @@ def test_copies_compute_the_same_functions(run, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     assert ran.json["function_error_max"] < 1e-5
     assert ran.json["rows"][0]["function_error_float64_max"] < 1e-12
-    assert ran.json["rows"][0]["copies"] == 14
+    assert ran.json["rows"][0]["networks"] == 14
     copies = Zoo.open(tmp_path / "out")
     ((space, flat, positions),) = copies.load()
     source = Zoo.open(zoo)
     ((_, originals, at),) = source.load()
     names = source.index["checkpoint"].iloc[at].tolist()
-    order = [names.index(n) for n in copies.index["augment.source"].iloc[positions]]
+    order = [names.index(n) for n in copies.index["source"].iloc[positions]]
     x = probe_inputs(space, 5, torch.Generator().manual_seed(1), torch.float64)
     before = respond(space, space.unflatten(originals.double()), x)[order]
     after = respond(space, space.unflatten(flat.double()), x)
@@ -64,9 +64,9 @@ def test_same_seed_same_bytes_and_another_seed_others(run, tmp_path: Path) -> No
 
 def test_interrupted_augmentation_goes_on(tmp_path: Path, monkeypatch) -> None:
     zoo = Zoo.open(_zoo(tmp_path))
-    monkeypatch.setattr(augmentation, "CHUNK", 3)
-    plan = augmentation.Plan()
-    augmentation.augment(zoo, plan, tmp_path / "whole")
+    monkeypatch.setattr(orbits, "CHUNK", 3)
+    plan = orbits.Augment()
+    orbits.rewrite(zoo, plan, tmp_path / "whole")
 
     class Killed(Exception):
         pass
@@ -78,9 +78,9 @@ def test_interrupted_augmentation_goes_on(tmp_path: Path, monkeypatch) -> None:
             raise error
 
     with pytest.raises(Killed):
-        augmentation.augment(zoo, plan, tmp_path / "cut", advance=kill)
+        orbits.rewrite(zoo, plan, tmp_path / "cut", advance=kill)
     assert not (tmp_path / "cut" / "index.parquet").exists()
-    augmentation.augment(zoo, plan, tmp_path / "cut", resume=True)
+    orbits.rewrite(zoo, plan, tmp_path / "cut", resume=True)
     tables = [pandas.read_parquet(tmp_path / n / "index.parquet") for n in ("whole", "cut")]
     pandas.testing.assert_frame_equal(*tables)
 
@@ -112,3 +112,19 @@ def test_dry_run_writes_nothing(run, tmp_path: Path) -> None:
 def test_scale_range_is_checked(scales: str, run, tmp_path: Path) -> None:
     ran = run("augment", _zoo(tmp_path), "--scale-range", scales, "--out", tmp_path / "out")
     assert ran.code == 2
+
+
+def test_canonical_zoo_is_constant_on_orbits(run, tmp_path: Path) -> None:
+    zoo = _zoo(tmp_path)
+    run("augment", zoo, "--scale-range", "1:100", "--out", tmp_path / "moved", "-q")
+    for name, source in (("a", zoo), ("b", tmp_path / "moved")):
+        ran = run("canonicalize", source, "--out", tmp_path / name, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["function_error_max"] < 1e-5
+    flats = []
+    for name in "ab":
+        canonical = Zoo.open(tmp_path / name)
+        assert (canonical.index["canonical.ties"] == 0).all()
+        ((_, flat, _),) = canonical.load()
+        flats.append(flat)
+    torch.testing.assert_close(flats[0], flats[1], rtol=1e-3, atol=1e-4)
