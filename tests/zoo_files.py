@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import pairwise
 
 import numpy as np
 import pandas
@@ -17,7 +18,7 @@ from qemcli.zoos.sources import arch_id
 
 def network(seed, widths=(3, 5, 4)):
     torch.manual_seed(seed)
-    pairs = zip(widths, widths[1:], strict=False)
+    pairs = pairwise(widths)
     layers = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
