@@ -34,7 +34,7 @@ import torch
 from qemcli import groups, registry
 from qemcli.errors import UsageError
 from qemcli.intervals import paired
-from qemcli.memory import keep_memory
+from qemcli.machine import steady
 from qemcli.predictors import Design, Predictor
 from qemcli.processes import spread
 from qemcli.recipes import fields, read_toml
@@ -222,7 +222,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _start(sample: Sample) -> None:
     global _SAMPLE  # a worker's one argument that is too large to send with every trial
     torch.set_num_threads(1)
-    keep_memory()
+    steady()
     _SAMPLE = sample
 
 

@@ -175,8 +175,10 @@ class Run:
             loss = self.task.loss(self.parallel(w), train.target[mine].to(self.device))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimiser.step()
+            size = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            # A nearly dead network can send a gradient past the largest float: that batch is passed over.
+            if size.isfinite() or not loss.isfinite():
+                self.optimiser.step()
             self.cycle.step()
             total += float(loss.detach()) * len(batch)
         return total / len(train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,9 +47,11 @@ def build(
 
     sink = Sink(json, quiet, verbose)
     plan = zoo_recipe.load(recipes.find(recipe, "zoo", "recipe.toml"))
-    first, _, second = (source or "").partition(",")
-    given = {"models": models, "seed": seed, "source": first, "test_source": second}
-    plan = dataclasses.replace(plan, **{k: v for k, v in given.items() if v not in (None, "")})
+    given: dict[str, Any] = {"models": models, "seed": seed}
+    plan = dataclasses.replace(plan, **{k: v for k, v in given.items() if v is not None})
+    if source:  # both files, or one of which the test images are cut
+        first, _, second = source.partition(",")
+        plan = dataclasses.replace(plan, source=first, test_source=second or None)
     folder = out or Path(plan.name)
     if dry_run:
         count = plan.models * len(plan.checkpoints)
@@ -62,7 +64,7 @@ def build(
                 plan, images, folder, workers or os.cpu_count() or 1, resume, advance
             )
         except KeyboardInterrupt as stop:
-            same = {"--models": models, "--seed": seed, "--source": source}
+            same: dict[str, object] = {"--models": models, "--seed": seed, "--source": source}
             stop.hint = _again(recipe, folder, same)  # type: ignore[attr-defined]
             raise
     sink.note(f"{summary['networks']} networks written to {folder}")

@@ -51,10 +51,12 @@ def evaluate(
     Example: qem evaluate cnn-relu zoo/ --thresholds 0,.4 --augment monomial --scale-range 1:10000
     """
     from qemcli import evaluation, report
+    from qemcli.machine import steady
     from qemcli.predictors import Predictor
     from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
+    steady()
     loaded = Predictor.load(predictor)
     opened = open_zoo(zoo, sink.note, where=where, limit=limit, activation=activation)
     opened = evaluation.held_out(opened, split, sink.note)

@@ -35,10 +35,12 @@ def predict(
     Example: qem predict sweep/ --where "lr < 0.1" --json
     """
     from qemcli import answering, registry
+    from qemcli.machine import steady
     from qemcli.predictors import Predictor
     from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
+    steady()
     given = Predictor.load(predictor) if predictor else None
     opened = open_zoo(
         zoo, sink.note, where=where, limit=limit, activation=activation, strict=strict

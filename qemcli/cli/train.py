@@ -54,10 +54,10 @@ def train(
     Example: qem train --zoo sweep/ --architecture monomial_nfn --quasi exact --out my-predictor
     """
     from qemcli import fitting, recipes
-    from qemcli.memory import keep_memory
+    from qemcli.machine import steady
 
     sink = Sink(json, quiet, verbose)
-    keep_memory()
+    steady()
     plan = recipes.load(recipes.find(recipe or recipes.DEFAULT, "training", "train.toml"))
     plan = _changed(plan, zoo, task, where, seed, architecture, quasi, epochs, lr)
     folder = out or Path(f"{plan.design.architecture}-{plan.design.quasi}-seed{plan.seed}")

@@ -84,10 +84,10 @@ def _start(recipe: Recipe, images: Images) -> None:
     global _RECIPE, _IMAGES  # a worker's two arguments that are too large to send with every block
     import torch
 
-    from qemcli.memory import keep_memory
+    from qemcli.machine import steady
 
     torch.set_num_threads(1)
-    keep_memory()
+    steady()
     _RECIPE, _IMAGES = recipe, images
 
 
