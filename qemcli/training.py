@@ -176,7 +176,8 @@ class Run:
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             size = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            # A nearly dead network can send a gradient past the largest float: that batch is passed over.
+            # A nearly dead network can send a gradient past the largest float: that batch is
+            # passed over.
             if size.isfinite() or not loss.isfinite():
                 self.optimiser.step()
             self.cycle.step()

@@ -96,12 +96,13 @@ class Model(nn.Module):
         channels = [1, *config.channels]
         self.linears = nn.ModuleList(self._linear(a, b) for a, b in pairwise(channels))
         self.dropout = ChannelDropout(config.dropout)
-        self.quasi = quasi.make(
-            config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
-        )
         self.pool = _pool(space, config, channels[-1])
         inputs = self.pool.per_channel * channels[-1]
         self.head = mlp_head(inputs, config.head, config.outputs, config.dropout)
+        # Drawn last: with one seed, every mode starts from the same backbone and head.
+        self.quasi = quasi.make(
+            config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
+        )
 
     def _linear(self, c_in: int, c_out: int) -> nn.Module:
         if self.signs and self.config.signs == "complete":

@@ -76,12 +76,13 @@ class Model(nn.Module):
             _linear(space, config.linear, a, b) for a, b in pairwise(channels)
         )
         self.dropout = ChannelDropout(config.dropout)
-        self.quasi = quasi.make(
-            config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
-        )
         self.pool = NPPool(space) if config.linear == "np" else HNPPool(space)
         inputs = self.pool.per_channel * channels[-1]
         self.head = mlp_head(inputs, config.head, config.outputs, config.dropout)
+        # Drawn last: with one seed, every mode starts from the same backbone and head.
+        self.quasi = quasi.make(
+            config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
+        )
         sizes = (2 * len(space.layers),) if config.standardised else (0,)
         self.register_buffer("shift", torch.zeros(sizes))
         self.register_buffer("scale", torch.ones(sizes))
