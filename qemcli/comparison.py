@@ -149,8 +149,8 @@ def run(
         torch.manual_seed(trial.seed)
         model = trial.design.build(sample.space, task.OUTPUTS)
     rows = {n: Rows(carried(trial.design, s.space, s.flat), s.target) for n, s in learn.items()}
-    if hasattr(model, "calibrate"):
-        model.calibrate(sample.space.unflatten(rows["train"].flat))
+    if calibrate := getattr(model, "calibrate", None):
+        calibrate(sample.space.unflatten(rows["train"].flat))
     start = time.perf_counter()
     Run(model, sample.space, task, trial.schedule, trial.seed).fit(rows["train"], rows["val"])
     seconds = time.perf_counter() - start

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,11 +113,13 @@ def with_intervals(
         return {}
     found: dict[str, float] = {}
     for name, value in task.score(prediction, label).items():
-        low, high = interval(
-            lambda p, t, name=name: task.score(p, t)[name], prediction, label, seed
-        )
+        low, high = interval(partial(_one, task, name), prediction, label, seed)
         found |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return found
+
+
+def _one(task: Any, name: str, prediction: np.ndarray, label: np.ndarray) -> float:
+    return task.score(prediction, label)[name]
 
 
 def predicted(predictor: Predictor, zoo: Zoo, plan: Plan) -> tuple[np.ndarray, np.ndarray]:

@@ -107,8 +107,8 @@ def fit(
     flat = carried(recipe.design, sample.space, sample.flat)
     ready = dataclasses.replace(sample, flat=flat)
     train, val, test = (ready.split(name) for name in ("train", "val", "test"))
-    if hasattr(model, "calibrate") and len(train):
-        model.calibrate(sample.space.unflatten(train.flat))
+    if len(train) and (calibrate := getattr(model, "calibrate", None)):
+        calibrate(sample.space.unflatten(train.flat))
     run = Run(model, sample.space, task, recipe.schedule, recipe.seed, device, folder / STATE)
     history = run.fit(Rows(train.flat, train.target), Rows(val.flat, val.target), resume, on_epoch)
     if not len(test):

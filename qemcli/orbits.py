@@ -38,8 +38,13 @@ Columns = dict[str, Any]
 class Move(Protocol):
     """A way along the orbit: `refusal` where it is none, `__call__` moves a chunk of networks."""
 
-    name: str
-    factor: int
+    @property
+    def name(self) -> str:
+        """What the copies are called after."""
+
+    @property
+    def factor(self) -> int:
+        """How many are made of each network."""
 
     def refusal(self, space: WeightSpace) -> str | None:
         """Why these networks cannot be moved, or None."""

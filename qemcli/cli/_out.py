@@ -118,7 +118,11 @@ class Sink:
         hidden = self.quiet or not console.is_terminal
         with Progress(*columns, *times, console=console, transient=True, disable=hidden) as bar:
             task = bar.add_task(what, total=total)
-            yield lambda n=1: bar.advance(task, n)
+
+            def advance(n: int = 1) -> None:
+                bar.advance(task, n)
+
+            yield advance
 
     def answer(self, answer: Answer, out: Path | None = None, code: int = 0) -> None:
         """Print the answer, write its rows to `out`, and leave with `code`, or 4 where items

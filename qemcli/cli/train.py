@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,9 +92,16 @@ def _changed(
     if architecture and architecture != design.architecture:
         design = dataclasses.replace(design, architecture=architecture, config={})
     design = dataclasses.replace(design, quasi=quasi or design.quasi)
-    rate = {"lr": lr} if lr is not None else {}
-    length = {"epochs": epochs} if epochs is not None else {}
-    schedule = dataclasses.replace(plan.schedule, **rate, **length)
-    given = {"task": task, "where": where, "seed": seed, "zoos": tuple(zoo) if zoo else None}
+    schedule = dataclasses.replace(
+        plan.schedule,
+        lr=plan.schedule.lr if lr is None else lr,
+        epochs=plan.schedule.epochs if epochs is None else epochs,
+    )
+    given: dict[str, Any] = {
+        "task": task,
+        "where": where,
+        "seed": seed,
+        "zoos": tuple(zoo) if zoo else None,
+    }
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(plan, design=design, schedule=schedule, **changes)

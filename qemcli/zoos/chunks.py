@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KEY = b"qem.part"
 SMALL = 8 << 20  # bytes; a larger file is read tensor by tensor
+BLOCK = 128  # rows of one computation: more do not fit a core's cache
 HEADERS = 4096  # headers remembered at a time
 
 
@@ -165,8 +166,9 @@ class Batch:
         import pyarrow
 
         for layout, group in self.groups.values():
-            flat = _flat(layout, group.data)
-            described = {n: _column(v) for n, v in describe(layout.space, flat).items()}
+            blocks = [group.data[i : i + BLOCK] for i in range(0, len(group.data), BLOCK)]
+            found = [describe(layout.space, _flat(layout, block)) for block in blocks]
+            described = {n: _column(np.concatenate([f[n] for f in found])) for n in found[0]}
             yield pyarrow.table({**group.columns(), **described})
 
 
