@@ -17,13 +17,6 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-class Engine(StrEnum):
-    """What spreads the work over processes or machines."""
-
-    local = "local"
-    ray = "ray"
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 OutFile = Annotated[
     Path | None,
@@ -49,7 +42,6 @@ Activation = Annotated[
     str | None,
     typer.Option("--activation", help="The networks' activation, where no file says it."),
 ]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="local, or ray past one machine.")]
 
 
 def device(choice: Device) -> str:
