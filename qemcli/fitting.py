@@ -138,13 +138,18 @@ def provenance(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "seed": recipe.seed,
-        "zoos": list(recipe.zoos),
+        "zoos": _names(recipe),
         "networks_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
         "train": train,
         "val": val,
         "schedule": dataclasses.asdict(recipe.schedule),
         "test": score,
     }
+
+
+def _names(recipe: Recipe) -> list[str]:
+    """The zoos by name: where they lie on this machine is nobody's business."""
+    return [Path(zoo).name for zoo in recipe.zoos]
 
 
 def _write(
@@ -185,7 +190,7 @@ def card(predictor: Predictor, recipe: Recipe, score: dict[str, Any]) -> str:
         if name in score:
             low, high = score[f"{name}_low"], score[f"{name}_high"]
             lines.append(f"| {name} | {score[name]:.4f} | {low:.4f} to {high:.4f} |")
-    zoos = " ".join(f"--zoo {zoo}" for zoo in recipe.zoos)
+    zoos = " ".join(f"--zoo {zoo}" for zoo in _names(recipe))
     lines += [
         "",
         f"Made again by `qem train RECIPE {zoos} --seed {recipe.seed}`.".replace("  ", " "),
