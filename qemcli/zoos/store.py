@@ -26,7 +26,9 @@ from qemcli.zoos.statistics import describe
 
 VERSION = 1
 # What a store writes itself; everything else in an index may be carried over to another zoo.
-OWN_COLUMNS = frozenset({"uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256"})
+OWN_COLUMNS = frozenset(
+    {"uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256", "ties"}
+)
 
 
 def arch_id(space: WeightSpace) -> str:
@@ -87,13 +89,10 @@ class Store:
         table = pandas.DataFrame(rows)
         table["arch"], table["shard"], table["row"] = arch, str(shard), np.arange(len(flat))
         table["file"] = None
-        table["finite"] = np.isfinite(flat).all(axis=1)
         table["parameters"] = np.int32(space.size)
-        if "activation" not in table:
+        if "activation" not in table:  # a block may hold networks of several activations
             table["activation"] = space.activation
-        table["sha256"] = [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
-        statistics = {k: v for k, v in describe(space, flat).items() if k.startswith("stat.")}
-        table = pandas.concat([table, pandas.DataFrame(statistics)], axis=1)
+        table = pandas.concat([table, pandas.DataFrame(describe(space, flat))], axis=1)
         table.attrs = {"space": space.to_json()}
         beside(self._part(block), lambda p: table.to_parquet(p, index=False))
 
