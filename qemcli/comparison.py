@@ -282,7 +282,10 @@ def _averaged(design: str, augment: str, rows: list[dict[str, Any]]) -> dict[str
         values = [row[name] for row in rows if row[name] is not None]
         if name in ("design", "augment", "seed", "eps") or not values:
             continue
+        same = all(v == values[0] for v in values)
         found[name] = max(values) if name == "invariance_error" else float(np.mean(values))
+        if same and isinstance(values[0], int):
+            found[name] = values[0]
         if name == "tau":
             found["tau_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     if "eps" in rows[0]:
@@ -297,7 +300,7 @@ def markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
         if isinstance(value, list):
             return ", ".join(f"{v:.2f}" for v in value)
         if isinstance(value, float):
-            return f"{value:.3f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
+            return f"{value:.3f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.1e}"
         return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
     shown = [name for name in columns if any(name in row for row in rows)]

@@ -78,7 +78,7 @@ def collect(
 
 
 def fresh(folder: Path, resume: bool) -> Path:
-    """The output folder, made; UsageError where it holds something and the run does not resume
+    """The output folder, not made yet; UsageError where it holds something and the run does not resume
     it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder}: a file is in the way")
@@ -86,7 +86,6 @@ def fresh(folder: Path, resume: bool) -> Path:
         raise UsageError(
             f"--out {folder}: it is not empty", "give another --out, or --resume to go on with it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -109,6 +108,7 @@ def fit(
     train, val, test = (ready.split(name) for name in ("train", "val", "test"))
     if len(train) and (calibrate := getattr(model, "calibrate", None)):
         calibrate(sample.space.unflatten(train.flat))
+    folder.mkdir(parents=True, exist_ok=True)
     run = Run(model, sample.space, task, recipe.schedule, recipe.seed, device, folder / STATE)
     history = run.fit(Rows(train.flat, train.target), Rows(val.flat, val.target), resume, on_epoch)
     if not len(test):

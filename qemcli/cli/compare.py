@@ -52,7 +52,9 @@ def compare(
     rows = comparison.table(plan, runs)
     ranges = [f"tau {low:g}:{high:g}" for low, high in plan.ranges]
     shown = ["design", "augment", "seeds", "tau", "tau_sd", "difference", "low", "high", *ranges]
-    shown += ["invariance_error", "eps", "parameters", "seconds", "inference_ms"]
+    shown += ["invariance_error", "eps", "parameters"]
+    if not plan.augment:
+        shown.remove("augment")
     (out / "table.md").write_text(comparison.markdown(rows, shown))
     report.tradeoff(rows, out / "tradeoff.png")
     import pandas
