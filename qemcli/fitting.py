@@ -78,8 +78,8 @@ def collect(
 
 
 def fresh(folder: Path, resume: bool) -> Path:
-    """The output folder, not made yet; UsageError where it holds something and the run does not resume
-    it."""
+    """The output folder, not made yet; UsageError where it holds something and the run does not
+    resume it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder}: a file is in the way")
     if folder.is_dir() and any(folder.iterdir()) and not resume:
