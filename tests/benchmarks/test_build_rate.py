@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from qemcli.memory import keep_memory
+from qemcli.machine import steady
 from qemcli.zoos.build import cnn
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
@@ -70,7 +70,7 @@ def test_block_trains_at_three_times_the_rate_of_the_loop(
 ) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    keep_memory()
+    steady()
     recipe, images = Recipe(models=NETWORKS), _images(side)
     networks = [cnn.draw(recipe, i) for i in range(NETWORKS)]
     block = cnn.Block(cnn.space_of(recipe, "relu", images), networks, recipe, images)
