@@ -51,7 +51,18 @@ def compare(
         runs = comparison.compare(plan, sample, out, workers, advance)
     rows = comparison.table(plan, runs)
     ranges = [f"tau {low:g}:{high:g}" for low, high in plan.ranges]
-    shown = ["design", "augment", "seeds", "tau", "tau_sd", "difference", "low", "high", *ranges]
+    shown = [
+        "design",
+        "augment",
+        "seeds",
+        "tau",
+        "tau_sd",
+        "r2",
+        "difference",
+        "low",
+        "high",
+        *ranges,
+    ]
     shown += ["invariance_error", "eps", "parameters"]
     if not plan.augment:
         shown.remove("augment")
