@@ -61,7 +61,7 @@ def answer(
     """Predict every checkpoint of the zoo; raises InputError where not one of them can be
     answered."""
     module = registry.load("tasks", task)
-    found = Answers(failed=list(zoo.failures))
+    found = Answers()
     error: InputError | None = None
     for _, flat, positions, chosen in _pick(zoo, task, predictor, say):
         table = zoo.index.iloc[positions]
@@ -74,6 +74,7 @@ def answer(
         values = chosen.predict(flat, batch_size, device).numpy()
         _collect(found, module, table, names, values)
         advance(len(names))
+    found.failed += zoo.failures  # read last: files may break between opening and loading
     if not found.rows:
         if error:
             raise error

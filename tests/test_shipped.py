@@ -1,4 +1,5 @@
-"""What ships: predictors that give their expected answers, hold their claims, and carry a whole card."""
+"""What ships: predictors that give their expected answers, hold their claims, and carry a whole
+card."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from qemcli.errors import InputError
 from qemcli.zoos.resolve import resolve
@@ -10,8 +11,8 @@ from qemcli.zoos.zoo import Zoo
 
 
 def open_zoo(
-    given: str | None,
-    say: Callable[[str], None],
+    given: str | Path | None,
+    say: Callable[[str], None] = lambda text: None,
     where: str | None = None,
     limit: int | None = None,
     activation: str | None = None,
@@ -26,15 +27,17 @@ def open_zoo(
         raise InputError(f"{first['checkpoint']}: {first['reason']}")
     if where:
         zoo = zoo.where(where)
+        if not len(zoo):
+            raise InputError(f"--where '{where}': no checkpoint is left")
     if limit:
         zoo = zoo.limit(limit)
     if not len(zoo):
-        raise InputError(f"{path}: no usable checkpoint{_why(zoo, where)}")
+        raise InputError(f"{path}: no usable checkpoint{_why(zoo)}")
     return zoo
 
 
-def _why(zoo: Zoo, where: str | None) -> str:
+def _why(zoo: Zoo) -> str:
     if zoo.failures:
         first = zoo.failures[0]
         return f" ({len(zoo.failures)} failed; {first['checkpoint']}: {first['reason']})"
-    return f" where {where}" if where else ""
+    return ""

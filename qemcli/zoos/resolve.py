@@ -6,14 +6,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.registry import suggest
 from qemcli.shipped import shipped
-
-if TYPE_CHECKING:
-    from qemcli.zoos.zoo import Zoo
 
 _HUB = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+?))?(?:/(.+))?")
 
@@ -36,29 +32,6 @@ def resolve(given: str | Path | None, say: Callable[[str], None] = lambda text: 
         raise InputError("no ZOO was given, and none ships", "name one, or set QEM_ZOO")
     say(f"zoo: {found[0].name} (embedded; name another, or set QEM_ZOO)")
     return found[0]
-
-
-def open_zoo(
-    given: str | Path | None,
-    say: Callable[[str], None] = lambda text: None,
-    where: str | None = None,
-    limit: int | None = None,
-    activation: str | None = None,
-    strict: bool = False,
-) -> Zoo:
-    """Resolve, open, filter and cut a ZOO argument; with `strict`, InputError for the first bad
-    checkpoint."""
-    from qemcli.zoos.zoo import Zoo
-
-    zoo = Zoo.open(resolve(given, say), activation=activation)
-    if strict and zoo.failures:
-        first = zoo.failures[0]
-        raise InputError(f"{first['checkpoint']}: {first['reason']}", "leave out --strict to go on")
-    if where:
-        zoo = zoo.where(where)
-        if not len(zoo):
-            raise InputError(f"--where '{where}': no checkpoint is left")
-    return zoo.limit(limit) if limit else zoo
 
 
 def embedded() -> list[Path]:

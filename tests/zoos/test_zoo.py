@@ -7,7 +7,8 @@ import torch
 from zoo_files import flat_of, network, write_broken, write_folder, write_index, write_own
 
 from qemcli.errors import InputError, UsageError
-from qemcli.zoos.resolve import open_zoo, resolve
+from qemcli.zoos.opening import open_zoo
+from qemcli.zoos.resolve import resolve
 from qemcli.zoos.zoo import Zoo
 
 
