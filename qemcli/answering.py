@@ -3,7 +3,7 @@ named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,12 @@ import numpy as np
 from qemcli import registry
 from qemcli.errors import InputError
 from qemcli.predictors import Predictor, choose
+from qemcli.spaces import WeightSpace
 
 if TYPE_CHECKING:
     from qemcli.zoos.zoo import Zoo
+
+CHUNK = 4096  # networks in memory at a time
 
 
 @dataclass
@@ -28,25 +31,33 @@ class Answers:
     predictors: list[str] = field(default_factory=list)
 
 
-def _pick(
-    zoo: Zoo, task: str, given: Predictor | None, say: Callable[[str], None]
-) -> Iterator[tuple]:
-    """(space, flat, positions, predictor or the reason that there is none) for each
-    architecture."""
-    for space, flat, positions in zoo.load():
-        if given is None:
+class _Fitting:
+    """The predictor of each weight space: the one given, or the shipped one that fits; found
+    once."""
+
+    def __init__(self, task: str, given: Predictor | None, say: Callable[[str], None]) -> None:
+        self.task, self.given, self.say = task, given, say
+        self.found: dict[WeightSpace, Predictor | InputError] = {}
+
+    def __call__(self, space: WeightSpace) -> Predictor | InputError:
+        """The predictor, or why there is none."""
+        if space not in self.found:
+            self.found[space] = self._find(space)
+        return self.found[space]
+
+    def _find(self, space: WeightSpace) -> Predictor | InputError:
+        if self.given is None:
             try:
-                yield space, flat, positions, choose(task, space, say)
+                return choose(self.task, space, self.say)
             except InputError as error:
-                yield space, flat, positions, error
-        elif not given.reads(space):
-            reason = (
-                f"{space.family} {space.widths} {space.activation}: not what '{given.name}' reads"
-            )
-            theirs = f"it reads {given.space.family} {given.space.widths} {given.space.activation}"
-            yield space, flat, positions, InputError(reason, theirs)
-        else:
-            yield space, flat, positions, given
+                return error
+        if self.given.reads(space):
+            return self.given
+        reason = (
+            f"{space.family} {space.widths} {space.activation}: not what '{self.given.name}' reads"
+        )
+        theirs = self.given.space
+        return InputError(reason, f"it reads {theirs.family} {theirs.widths} {theirs.activation}")
 
 
 def answer(
@@ -63,14 +74,17 @@ def answer(
     module = registry.load("tasks", task)
     found = Answers()
     error: InputError | None = None
-    for _, flat, positions, chosen in _pick(zoo, task, predictor, say):
+    fitting = _Fitting(task, predictor, say)
+    for space, flat, positions in zoo.batches(CHUNK):
+        chosen = fitting(space)
         table = zoo.index.iloc[positions]
         names = table["checkpoint"].tolist()
         if isinstance(chosen, InputError):
             error = chosen
             found.failed += [{"checkpoint": n, "reason": chosen.message} for n in names]
             continue
-        found.predictors.append(chosen.name)
+        if chosen.name not in found.predictors:
+            found.predictors.append(chosen.name)
         values = chosen.predict(flat, batch_size, device).numpy()
         _collect(found, module, table, names, values)
         advance(len(names))

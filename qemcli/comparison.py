@@ -75,9 +75,10 @@ class Trial:
     def name(self) -> str:
         return label(self.design)
 
-    def key(self, data: str) -> str:
-        """What the run depends on, as a file name."""
-        record = json.dumps([dataclasses.asdict(self), data], sort_keys=True)
+    def key(self, plan: Comparison, data: str) -> str:
+        """All that the run and its row depend on, as a file name."""
+        tried = [plan.task, plan.group, plan.ranges]
+        record = json.dumps([dataclasses.asdict(self), tried, data], sort_keys=True)
         return hashlib.sha256(record.encode()).hexdigest()[:16]
 
 
@@ -245,7 +246,7 @@ def compare(
     run."""
     folder.joinpath("runs").mkdir(parents=True, exist_ok=True)
     data = hashlib.sha256(sample.flat.numpy().tobytes()).hexdigest()
-    kept = [(t, folder / "runs" / f"{t.key(data)}.parquet") for t in trials(plan)]
+    kept = [(t, folder / "runs" / f"{t.key(plan, data)}.parquet") for t in trials(plan)]
     todo = [(trial, path) for trial, path in kept if not path.is_file()]
     advance(len(kept) - len(todo))
     jobs = [(trial, plan, path) for trial, path in todo]

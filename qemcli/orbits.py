@@ -112,7 +112,7 @@ def rewrite(
     of the same move before rounding; both relative, measured in float64 on probe inputs; NaN where
     the activation is not known. Raises UnsupportedError where the move suits none of the networks.
     """
-    store = Store(folder, resume)
+    store = Store(folder, resume, {"source": str(zoo.path.resolve()), "move": repr(move)})
     failed: list[dict[str, Any]] = []
     refused: str | None = None
     block = 0

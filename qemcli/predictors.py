@@ -207,6 +207,11 @@ def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dic
 def locate(where: str | Path) -> Path:
     """The predictor.safetensors that a PREDICTOR argument means; InputError where there is none."""
     text = str(where)
+    if text.startswith("hf://"):
+        from qemcli.zoos.resolve import locate as fetched
+
+        folder = fetched(text)
+        return folder / FILE if folder.is_dir() else folder
     for path in (Path(text), shipped("models") / text):
         if path.is_file():
             return path

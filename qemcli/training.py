@@ -175,19 +175,17 @@ class Run:
             loss = self.task.loss(self.parallel(w), train.target[mine].to(self.device))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            size = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            # A nearly dead network can send a gradient past the largest float: that batch is
-            # passed over.
-            if size.isfinite() or not loss.isfinite():
-                self.optimiser.step()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimiser.step()
             self.cycle.step()
             total += float(loss.detach()) * len(batch)
         return total / len(train)
 
     def _stale(self) -> bool:
         patience, metric = self.schedule.patience, f"val_{self.task.METRIC}"
-        values = [row.get(metric, -math.inf) for row in self.history]
-        return bool(patience) and len(values) - int(np.nanargmax(values)) > patience
+        scores = (row.get(metric, math.nan) for row in self.history)
+        values = [-math.inf if math.isnan(score) else score for score in scores]
+        return bool(patience) and len(values) - int(np.argmax(values)) > patience
 
     def _save(self) -> None:
         if self.state is None or self.team.rank:

@@ -232,3 +232,19 @@ def test_history_and_provenance_are_kept(run, zoo: Path, tmp_path: Path) -> None
     assert kept["seed"] == 5
     assert kept["train"] == 36
     assert np.isfinite(kept["test"]["mae"])
+
+
+def test_predictor_comes_from_the_hub_by_name(tmp_path: Path, monkeypatch) -> None:
+    import huggingface_hub
+
+    design = Design("statnn", config={"head": 4})
+    Predictor("p", SPACE, design, "generalization", design.build(SPACE)).save(tmp_path / "p")
+    asked = []
+
+    def snapshot(name: str, repo_type: str, revision: str | None) -> str:
+        asked.append((name, repo_type, revision))
+        return str(tmp_path / "p")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert Predictor.load("hf://owner/name@v1").design == design
+    assert asked == [("owner/name", "model", "v1")]

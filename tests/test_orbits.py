@@ -128,3 +128,15 @@ def test_canonical_zoo_is_constant_on_orbits(run, tmp_path: Path) -> None:
         ((_, flat, _),) = canonical.load()
         flats.append(flat)
     torch.testing.assert_close(flats[0], flats[1], rtol=1e-3, atol=1e-4)
+
+
+def test_another_plan_does_not_go_on_with_the_first(run, tmp_path: Path) -> None:
+    zoo = _zoo(tmp_path)
+    call = ["augment", zoo, "--out", tmp_path / "out"]
+    assert run(*call, "-q").code == 0
+    before = (tmp_path / "out" / "index.parquet").read_bytes()
+    other = run(*call, "--seed", 5, "--resume")
+    assert other.code == 2
+    assert "another recipe or seed" in other.err
+    assert run(*call, "--resume", "-q").code == 0
+    assert (tmp_path / "out" / "index.parquet").read_bytes() == before

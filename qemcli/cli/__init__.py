@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 import tempfile
 import traceback
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
@@ -22,8 +24,24 @@ def _say(message: str, hint: str | None = None) -> None:
     complain(message, hint)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, so that it unwinds as Ctrl-C does: workers end, what is written stays whole."""
+
+
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signum)
+    raise Terminated
+
+
+def _again(arguments: list[str]) -> str | None:
+    """How to go on after an interruption: the same command, with --resume where it has that."""
+    from qemcli.cli._tree import modules
+
+    module = modules().get(arguments[0]) if arguments else None
+    if module is None:
+        return None
+    options = import_module(module).app.registered_commands[0].callback.__annotations__
+    more = ["--resume"] if "resume" in options and "--resume" not in arguments else []
+    return f"what was finished is kept; go on with: {shlex.join(['qem', *arguments, *more])}"
 
 
 def _crash(error: BaseException) -> int:
@@ -49,8 +67,9 @@ def _code(error: BaseException) -> int:
         _silence()
         return 0
     if isinstance(error, KeyboardInterrupt):
-        _say("interrupted", getattr(error, "hint", None))
-        return 130
+        terminated = isinstance(error, Terminated)
+        _say("terminated" if terminated else "interrupted", _again(sys.argv[1:]))
+        return 143 if terminated else 130
     if isinstance(error, MemoryError):
         _say("out of memory", "try a smaller --batch-size or --limit")
         return 5

@@ -59,24 +59,6 @@ def build(
         return
     images = sources.load(plan)
     with sink.progress("training networks", plan.models) as advance:
-        try:
-            summary = run.build(
-                plan, images, folder, workers or os.cpu_count() or 1, resume, advance
-            )
-        except KeyboardInterrupt as stop:
-            same: dict[str, object] = {"--models": models, "--seed": seed, "--source": source}
-            stop.hint = _again(recipe, folder, same)  # type: ignore[attr-defined]
-            raise
+        summary = run.build(plan, images, folder, workers or os.cpu_count() or 1, resume, advance)
     sink.note(f"{summary['networks']} networks written to {folder}")
     sink.answer(Answer([], summary))
-
-
-def _again(recipe: str, folder: Path, given: dict[str, object]) -> str:
-    """The command that goes on: the same recipe with the same options."""
-    import shlex
-
-    words = ["qem", "build", recipe, "--out", str(folder)]
-    for name, value in given.items():
-        words += [name, str(value)] if value is not None else []
-    words.append("--resume")
-    return f"go on with: {shlex.join(words)}"

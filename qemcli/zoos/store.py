@@ -53,7 +53,13 @@ def beside(path: Path, write: Callable[[Path], object]) -> None:
 class Store:
     """A zoo in the making. Blocks may be written in any order and by several processes."""
 
-    def __init__(self, folder: Path, resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, resume: bool = False, recipe: dict[str, Any] | None = None
+    ) -> None:
+        """Begin a zoo in `folder`, or go on with one; `recipe` is all that its blocks depend on.
+
+        Raises UsageError where the folder holds something else, or a zoo begun by another recipe.
+        """
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out {folder}: a file is in the way")
         if folder.is_dir() and any(folder.iterdir()) and not resume:
@@ -62,13 +68,28 @@ class Store:
             )
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        if recipe is not None:
+            self._begun_by(json.dumps(recipe, indent=1) + "\n")
+
+    def _begun_by(self, text: str) -> None:
+        path = self.folder / "recipe.json"
+        if not path.is_file():
+            beside(path, lambda p: p.write_text(text))
+        elif path.read_text() != text:
+            raise UsageError(
+                f"{self.folder}: begun by another recipe or seed", "give another --out"
+            )
 
     def _part(self, block: int) -> Path:
         return self.folder / "parts" / f"part-{block:05d}.parquet"
 
     def done(self, block: int) -> bool:
         """True where the block's rows are on disk; its shard was written before them."""
-        return self._part(block).is_file()
+        return self._index.is_file() or self._part(block).is_file()
+
+    @property
+    def _index(self) -> Path:
+        return self.folder / "index.parquet"
 
     def write(
         self, block: int, space: WeightSpace, flat: np.ndarray, rows: list[dict[str, Any]]
@@ -97,8 +118,10 @@ class Store:
         beside(self._part(block), lambda p: table.to_parquet(p, index=False))
 
     def finish(self, blocks: int, about: dict[str, Any]) -> pandas.DataFrame:
-        """Join the parts into index.parquet, write zoo.json; InputError where a block is
-        missing."""
+        """Write zoo.json, then join the parts into index.parquet, with which the zoo is whole; a
+        zoo that is whole is read. InputError where a block is missing."""
+        if self._index.is_file():
+            return pandas.read_parquet(self._index)
         missing = [b for b in range(blocks) if not self.done(b)]
         if missing:
             raise InputError(
@@ -111,10 +134,10 @@ class Store:
         table = pandas.concat(parts, ignore_index=True)
         table = table.sort_values("checkpoint", kind="stable", ignore_index=True)
         table.insert(0, "uid", np.arange(len(table), dtype=np.int64))
-        beside(self.folder / "index.parquet", lambda p: write_index(table, spaces, p))
         record = {"format": "qem-zoo", "version": VERSION, "checkpoints": len(table), **about}
         text = json.dumps(record, indent=1) + "\n"
         beside(self.folder / "zoo.json", lambda p: p.write_text(text))
+        beside(self._index, lambda p: write_index(table, spaces, p))
         shutil.rmtree(self.folder / "parts")
         return table
 

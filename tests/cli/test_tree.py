@@ -80,6 +80,39 @@ def test_bug_leaves_a_crash_file_and_70(capsys: pytest.CaptureFixture[str]) -> N
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("sent", "code", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+)
+def test_stopped_build_leaves_a_command_that_goes_on(
+    sent: str, code: int, said: str, tmp_path
+) -> None:
+    import shlex
+    import signal
+
+    recipe = tmp_path / "long.toml"
+    text = "models = 4\nblock = 1\ncheckpoints = [1, 400]\nbatch = 4\nchannels = [3]\n"
+    recipe.write_text(text + "test_images = 50\n")
+    out = tmp_path / "zoo"
+    words = [sys.executable, "-m", "qemcli"]
+    call = ["build", str(recipe), "--out", str(out), "--workers", "1"]
+    running = subprocess.Popen(
+        [*words, *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("parts/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(getattr(signal, sent))
+    printed, narrated = running.communicate(timeout=60)
+    assert running.returncode == code, narrated
+    assert printed == ""
+    assert said in narrated
+    assert "Traceback" not in narrated
+    hint = narrated.split("go on with: qem ")[1]
+    done = subprocess.run([*words, *shlex.split(hint)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "index.parquet").is_file()
+
+
 def test_interrupt_is_130_and_full_disk_is_5() -> None:
     import errno
 

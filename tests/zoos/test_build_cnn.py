@@ -137,8 +137,7 @@ def test_build_resumes_to_the_same_zoo(images: sources.Images, tmp_path: Path) -
     run.build(PLAN, images, tmp_path / "b", 2)
     # An interrupted build: its index was never written and its last block is missing.
     done = tmp_path / "c"
-    store = run.Store(done)
-    run._same_recipe(PLAN, done)
+    store = run.Store(done, recipe=dataclasses.asdict(PLAN))
     run._start(PLAN, images)
     run._block(1, run.blocks(PLAN)[1], done)
     assert store.done(1)
@@ -261,7 +260,7 @@ def test_build_refuses_what_it_did_not_begin(images: sources.Images, tmp_path: P
     with pytest.raises(UsageError, match="not empty"):
         run.build(PLAN, images, tmp_path, 1)
     other = tmp_path / "zoo"
-    run._same_recipe(PLAN, other)
+    run.Store(other, recipe=dataclasses.asdict(PLAN))
     with pytest.raises(UsageError, match="another recipe"):
         run.build(dataclasses.replace(PLAN, seed=9), images, other, 1, resume=True)
 
@@ -300,22 +299,20 @@ def test_build_command_makes_a_zoo(run: Callable, tmp_path: Path) -> None:
 
 
 def test_interrupted_command_says_how_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable
 ) -> None:
-    from qemcli.cli import build as command
+    from qemcli.zoos.build import run as building
 
     def stop(*given: object) -> None:
         raise KeyboardInterrupt
 
     path = tmp_path / "tiny.toml"
     path.write_text("models = 9\ncheckpoints = [1]\ntest_images = 50\n")
-    monkeypatch.setattr(run, "build", stop)
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        command.build(str(path), tmp_path / "my zoo", models=3, seed=5)
-    hint = stopped.value.hint  # type: ignore[attr-defined]
-    assert hint == (
-        f"go on with: qem build {path} --out '{tmp_path}/my zoo' --models 3 --seed 5 --resume"
-    )
+    monkeypatch.setattr(building, "build", stop)
+    ran = run("build", path, "--out", "my zoo", "--models", 3, "--seed", 5)
+    assert ran.code == 130
+    again = f"qem build {path} --out 'my zoo' --models 3 --seed 5 --resume"
+    assert again in ran.err
 
 
 def test_parquet_without_images_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from qemcli import __version__
-from qemcli.errors import UsageError
 from qemcli.processes import spread
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
@@ -46,12 +45,9 @@ def build(
 
     Raises UsageError where `folder` holds something else, or the start of another recipe's zoo.
     """
-    store = Store(folder, resume)
-    _same_recipe(recipe, folder)
+    store = Store(folder, resume, dataclasses.asdict(recipe))
     work = blocks(recipe)
     todo = [b for b in range(len(work)) if not store.done(b)]
-    if (folder / "index.parquet").is_file():
-        todo = []
     advance(recipe.models - sum(len(work[b]) for b in todo))
     if workers > 1 and len(todo) > 1:
         jobs = [(b, work[b], folder) for b in todo]
@@ -63,17 +59,6 @@ def build(
             _block(block, work[block], folder)
             advance(len(work[block]))
     return _finished(recipe, store, len(work))
-
-
-def _same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuse to go on with a zoo that was begun by another recipe."""
-    import json
-
-    path, text = folder / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=1) + "\n"
-    if not path.is_file():
-        beside(path, lambda p: p.write_text(text))
-    elif path.read_text() != text:
-        raise UsageError(f"{folder}: begun by another recipe or seed", "give another --out")
 
 
 _RECIPE: Recipe
@@ -132,12 +117,9 @@ def _row(network: Any, step: int, score: dict[str, float], split: str) -> dict[s
 
 
 def _finished(recipe: Recipe, store: Store, count: int) -> dict[str, Any]:
-    import pandas
-
-    path = store.folder / "index.parquet"
     record = {"recipe": dataclasses.asdict(recipe), "licence": recipe.licence, "name": recipe.name}
     about = {**record, "provenance": {"command": "qem build", "qem": __version__}}
-    table = pandas.read_parquet(path) if path.is_file() else store.finish(count, about)
+    table = store.finish(count, about)
     final = table[table["final"]]
     quantiles = final["test_accuracy"].quantile([0, 0.25, 0.5, 0.75, 1]).round(4).tolist()
     summary = {
