@@ -96,7 +96,12 @@ def test_stopped_build_leaves_a_command_that_goes_on(
     words = [sys.executable, "-m", "qemcli"]
     call = ["build", str(recipe), "--out", str(out), "--workers", "1"]
     running = subprocess.Popen(
-        [*words, *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*words, *call],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A gate that runs in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(out.glob("parts/*.parquet")) and time.monotonic() < deadline:
