@@ -64,6 +64,11 @@ class Checkpoint:
 
     def space(self, activation: str | None = None) -> WeightSpace:
         """The weight space; raises InputError or UnsupportedError where there is none."""
+        if self.metadata.get("qem.kind") == "predictor":
+            raise InputError(
+                f"{self.path}: a qem predictor, which reads networks and is none itself",
+                "see `qem models`, or qem verify-invariance FILE",
+            )
         try:
             space = recognition.infer(self.weights(), self.metadata, activation, self.ordered)
         except InputError as error:

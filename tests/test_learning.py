@@ -248,3 +248,11 @@ def test_predictor_comes_from_the_hub_by_name(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert Predictor.load("hf://owner/name@v1").design == design
     assert asked == [("owner/name", "model", "v1")]
+
+
+def test_predictor_is_not_taken_for_a_network(run, tmp_path: Path) -> None:
+    design = Design("statnn", config={"head": 4})
+    Predictor("p", SPACE, design, "generalization", design.build(SPACE)).save(tmp_path / "p")
+    ran = run("inspect", tmp_path / "p" / FILE)
+    assert ran.code == 3
+    assert "a qem predictor" in ran.err

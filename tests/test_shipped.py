@@ -96,3 +96,12 @@ def test_predict_with_nothing_else_ranks_the_held_out(run) -> None:
 def test_embedded_zoos_are_small() -> None:
     files = [p for p in Path(shipped("zoos")).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 10e6
+
+
+def test_default_recipes_are_there_and_read() -> None:
+    from qemcli import comparison, recipes
+
+    plan = comparison.load(recipes.find(recipes.DEFAULT, "comparison", "compare.toml"))
+    assert plan.zoo in ZOOS
+    training = recipes.load(recipes.find(recipes.DEFAULT, "training", "train.toml"))
+    assert set(training.zoos) <= set(ZOOS)
