@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qemcli.errors import InputError
 
@@ -102,7 +102,11 @@ class Forward:
     junction: str = "none"  # none | pool | flatten
     w0: float = 1.0  # SIREN: sin(w0 (W x + b))
     offset: float = 0.0  # SIREN: added to the output
-    image: tuple[int, ...] | None = None  # input (channels, height, width) of a CNN
+    axes: str = "ij"  # SIREN: the first coordinate is the row (ij) or the column (xy)
+    levels: tuple[float, float] = (-1.0, 1.0)  # SIREN: the outputs of black and of white
+    image: tuple[int, ...] | None = (
+        None  # (channels, height, width): a CNN's input, what an INR shows
+    )
     known: bool = False
 
 
@@ -227,6 +231,7 @@ class WeightSpace:
             layers = tuple(Layer(**layer) for layer in record["layers"])
             forward = dict(record["forward"])
             forward["image"] = tuple(forward["image"]) if forward.get("image") else None
+            forward["levels"] = tuple(forward.get("levels", Forward.levels))
             return cls(record["family"], tensors, layers, record["activation"], Forward(**forward))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"'qem.space' is not a weight space: {error}") from None
@@ -288,10 +293,23 @@ def mlp(widths: Sequence[int], activation: str | None = "relu", bias: bool = Tru
     return chain(layers, "mlp", activation=activation, forward=Forward(known=True))
 
 
-def siren(widths: Sequence[int], w0: float = 30.0, offset: float = 0.0) -> WeightSpace:
-    """A SIREN: sin(w0 (W x + b)) in every layer but the last, then `offset` is added."""
-    space = mlp(widths, "sin")
-    return replace(space, family="siren", forward=Forward(w0=w0, offset=offset, known=True))
+# How the two published families of SIRENs map coordinates to pixels; settings of `Forward`.
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "nfn": {"offset": 0.0, "axes": "ij", "levels": (-1.0, 1.0)},
+    "dws": {"offset": 0.5, "axes": "xy", "levels": (0.0, 1.0)},
+}
+
+
+def siren(
+    widths: Sequence[int],
+    w0: float = 30.0,
+    convention: str = "nfn",
+    image: tuple[int, ...] | None = None,
+) -> WeightSpace:
+    """A SIREN: sin(w0 (W x + b)) in every layer but the last, then the convention's offset is
+    added. `image` is the (channels, height, width) that it shows."""
+    run = Forward(w0=w0, image=image, known=True, **CONVENTIONS[convention])
+    return replace(mlp(widths, "sin"), family="siren", forward=run)
 
 
 def cnn(

@@ -31,7 +31,7 @@ def draw_space(
     family = family or draw(st.sampled_from(FAMILIES))
     widths = draw(draw_widths(draw(st.integers(least, 3))))
     if family == "siren":
-        return siren(widths, w0=draw(st.sampled_from([1.0, 6.5, 30.0])), offset=0.5)
+        return siren(widths, w0=draw(st.sampled_from([1.0, 6.5, 30.0])), convention="dws")
     activation = activation or draw(st.sampled_from(sorted(ACTIVATIONS)))
     if family == "mlp":
         return mlp(widths, activation, bias=draw(st.booleans()))

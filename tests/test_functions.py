@@ -104,7 +104,7 @@ SPACES = {
     "mlp": mlp([3, 5, 4, 2], "relu"),
     "mlp without biases": mlp([3, 5, 4, 2], "tanh", bias=False),
     "one layer": mlp([3, 2], "relu"),
-    "siren": siren([2, 5, 7, 3], w0=30.0, offset=0.5),
+    "siren": siren([2, 5, 7, 3], w0=30.0, convention="dws"),
     "cnn pool": cnn([2, 3, 5, 4], 6),
     "cnn max flatten": draw_cnn([2, 3, 5, 4], "relu", "max", flatten=True),
     "cnn average flatten": draw_cnn([2, 3, 5, 4], "tanh", "average", flatten=True),
