@@ -9,6 +9,7 @@ A comparison is a TOML file:
     group = "monomial"                           # the orbits that trained predictors are tried on
     ranges = [[1, 10], [1, 10000]]               # scales of those tries, U[lo, hi]
     augment = [[1, 10]]                          # also train on zoos doubled by such copies
+    augmented = ["monomial_nfn none"]            # these designs only (all where not said)
     (optional) [schedule]
     epochs = 30
     [[design]]
@@ -57,6 +58,7 @@ class Comparison:
     group: str = "monomial"
     ranges: tuple[Range, ...] = ()
     augment: tuple[Range, ...] = ()
+    augmented: tuple[str, ...] = ()
     schedule: Schedule = Schedule()
     designs: tuple[Design, ...] = ()
 
@@ -99,14 +101,14 @@ def load(path: Path) -> Comparison:
     for name in ("ranges", "augment"):
         document[name] = tuple((float(low), float(high)) for low, high in document.get(name, ()))
     document["seeds"] = tuple(document.get("seeds", (0, 1, 2)))
+    document["augmented"] = tuple(document.get("augmented", ()))
     found = Comparison(schedule=schedule, designs=designs, **document)
     if not designs:
         raise UsageError(f"{path}: no [[design]] to compare")
-    if found.reference and found.reference not in map(label, designs):
-        known = "; ".join(map(label, designs))
-        raise UsageError(
-            f"{path}: the reference '{found.reference}' is not among the designs", known
-        )
+    known = [label(design) for design in designs]
+    for name in (*filter(None, [found.reference]), *found.augmented):
+        if name not in known:
+            raise UsageError(f"{path}: '{name}' is not among the designs", "; ".join(known))
     return found
 
 
@@ -115,7 +117,14 @@ def trials(plan: Comparison) -> Iterator[Trial]:
     for seed in plan.seeds:
         for augment in (None, *plan.augment):
             for design in plan.designs:
-                yield Trial(design, seed, augment, plan.schedule)
+                if augment is None or not plan.augmented or label(design) in plan.augmented:
+                    yield Trial(design, seed, augment, _schedule(plan, augment))
+
+
+def _schedule(plan: Comparison, augment: Range | None) -> Schedule:
+    """Half the epochs over a doubled zoo: every run of a comparison takes as many steps."""
+    whole = plan.schedule
+    return whole if augment is None else dataclasses.replace(whole, epochs=-(-whole.epochs // 2))
 
 
 def orbit(sample: Sample, group: str, scales: Range, seed: int) -> Sample:
@@ -167,27 +176,29 @@ def _measured(
     start = time.perf_counter()
     predictions = {"none": predictor.predict(test.flat).double().numpy()}
     per_network = (time.perf_counter() - start) / len(test)
-    for low, high in plan.ranges:
-        copies = orbit(test, plan.group, (low, high), 99)
-        predictions[f"{low:g}:{high:g}"] = predictor.predict(copies.flat).double().numpy()
+    for scales in dict.fromkeys((*plan.ranges, *filter(None, [trial.augment]))):
+        copies = orbit(test, plan.group, scales, 99)
+        predictions[_named(scales)] = predictor.predict(copies.flat).double().numpy()
     row: dict[str, Any] = {
         "design": trial.name,
-        "augment": "none"
-        if trial.augment is None
-        else f"{trial.augment[0]:g}:{trial.augment[1]:g}",
+        "augment": _named(trial.augment),
         "seed": trial.seed,
-        **task.score(predictions["none"], label_),
+        **task.score(predictions[_named(trial.augment)], label_),
         "parameters": predictor.parameters,
         "seconds": seconds,
         "inference_ms": 1e3 * per_network,
         "invariance_error": worst_error(predictor, plan.group, test),
     }
-    for name, values in list(predictions.items())[1:]:
-        row[f"tau {name}"] = task.score(values, label_).get("tau")
+    for name, values in predictions.items():
+        row[f"{task.METRIC} {name}"] = task.score(values, label_).get(task.METRIC)
     layer = getattr(predictor.model, "quasi", None)
     if layer is not None:
         row["eps"] = [float(e) for e in layer.eps().detach().reshape(-1)]
     return row, {"label": label_, **predictions}
+
+
+def _named(scales: Range | None) -> str:
+    return "none" if scales is None else f"{scales[0]:g}:{scales[1]:g}"
 
 
 def worst_error(predictor: Predictor, group: str, test: Sample, networks: int = 64) -> float:
@@ -259,7 +270,7 @@ def table(
     plan: Comparison, runs: list[tuple[dict[str, Any], dict[str, np.ndarray]]]
 ) -> list[dict[str, Any]]:
     """One row a design and augmentation: means over seeds, and the paired difference to the
-    reference."""
+    reference, both on test networks augmented as the training zoo was."""
     task = registry.load("tasks", plan.task)
     metric = getattr(task, task.METRIC)
     grouped: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, np.ndarray]]]] = {}
@@ -267,17 +278,17 @@ def table(
         grouped.setdefault((row["design"], row["augment"]), []).append((row, predictions))
     rows = []
     for (design, augment), members in grouped.items():
-        found = _averaged(design, augment, [row for row, _ in members])
+        found = _averaged(design, augment, task.METRIC, [row for row, _ in members])
         base = grouped.get((plan.reference, augment))
         if base and design != plan.reference and len(base) == len(members):
-            ours, theirs = (np.stack([p["none"] for _, p in group]) for group in (members, base))
+            ours, theirs = (np.stack([p[augment] for _, p in part]) for part in (members, base))
             gap = paired(metric, ours, theirs, members[0][1]["label"], resamples=400)
             found |= dict(zip(("difference", "low", "high"), gap, strict=True))
         rows.append(found)
     return rows
 
 
-def _averaged(design: str, augment: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _averaged(design: str, augment: str, metric: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"design": design, "augment": augment, "seeds": len(rows)}
     for name in rows[0]:
         values = [row[name] for row in rows if row[name] is not None]
@@ -287,8 +298,8 @@ def _averaged(design: str, augment: str, rows: list[dict[str, Any]]) -> dict[str
         found[name] = max(values) if name == "invariance_error" else float(np.mean(values))
         if same and isinstance(values[0], int):
             found[name] = values[0]
-        if name == "tau":
-            found["tau_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        if name == metric:
+            found["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     if "eps" in rows[0]:
         found["eps"] = [float(e) for e in np.mean([row["eps"] for row in rows], axis=0)]
     return found

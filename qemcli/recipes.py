@@ -62,9 +62,11 @@ def fields(cls: type, given: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def find(name: str, kind: str, file: str) -> Path:
-    """The recipe that an argument means: a path, or the `file` of a shipped model or zoo of that
-    name."""
-    for path in (Path(name), shipped("models") / name / file, shipped("zoos") / name / file):
+    """The recipe that an argument means: a path, the `file` of a shipped model or zoo of that
+    name, or NAME/OTHER for the other.toml beside it."""
+    places = [shipped(kept) for kept in ("models", "zoos")]
+    beside = [place / f"{name}.toml" for place in places if "/" in name]
+    for path in (Path(name), *(place / name / file for place in places), *beside):
         if path.is_file():
             return path
     raise UsageError(f"no {kind} recipe '{name}': neither a file nor a shipped name with a {file}")

@@ -52,7 +52,7 @@ def tradeoff(rows: list[dict[str, Any]], path: Path) -> None:
     for i, row in enumerate(row for row in rows if row.get("augment", "none") == "none"):
         error = max(float(row["invariance_error"]), floor)
         colour, marker = f"C{i % 10}", "osD^vP*X"[i // 10 % 8]
-        bars = {"yerr": row.get("tau_sd", 0.0), "fmt": marker, "color": colour, "capsize": 2}
+        bars = {"yerr": row.get("sd", 0.0), "fmt": marker, "color": colour, "capsize": 2}
         axes.errorbar([error], [row["tau"]], label=row["design"], **bars)
     axes.set_xscale("log")
     axes.set_xlabel("invariance error: largest change along the orbit / spread of the answers")

@@ -113,7 +113,7 @@ class Run:
     def _optimisers(self, train: Rows) -> None:
         s = self.schedule
         decays = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(decays, lr=s.lr, weight_decay=s.weight_decay)
+        self.optimiser = torch.optim.AdamW(decays, lr=s.lr, weight_decay=s.weight_decay, fused=True)
         steps = max(2, s.epochs * math.ceil(len(train) / s.batch_size))
         self.cycle = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, max_lr=s.lr, total_steps=steps, pct_start=max(s.warmup, 1.5 / steps)

@@ -6,7 +6,7 @@ head: arXiv:2302.14040).
     phi(T) = [mean, var, q0, q25, q50, q75, q100](T)          y = MLP(phi(T_1), ..., phi(T_n))
 
 Any shuffle of a tensor's entries leaves phi unchanged: invariant to permutations, and to nothing
-else.
+else. A quasi layer takes the identity for its equivariant map: phi sees alpha(x) x.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from qemcli.layers import quasi
+from qemcli.layers.features import Features, door, exit_door
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise, tensor_statistics
@@ -27,11 +29,16 @@ class Config:
     """`head`: width of the two hidden layers; `dropout` in [0, 1).
 
     `standardised`: each statistic by constants of the training set, set by `Model.calibrate`.
+    `quasi`: none | paper | released | exact, its `eps` at the start, in (-.999, .999), and whether
+    it is learned.
     """
 
     head: int = 1000
     dropout: float = 0.0
     standardised: bool = False
+    quasi: str = "none"
+    eps: float = 0.01
+    eps_learned: bool = True
     outputs: int = 1
 
 
@@ -56,16 +63,25 @@ class Model(nn.Module):
         features = 7 * len(space.tensors)
         self.scale = Standardise(features) if config.standardised else nn.Identity()
         self.head = mlp_head(features, config.head, config.outputs, config.dropout)
+        # Drawn last: with one seed, every mode starts from the same head.
+        self.quasi = quasi.make(config.quasi, space, 1, 1, config.eps, config.eps_learned)
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
-        """Permutations only."""
-        return {"permutation"}
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
+        return {"permutation"} if self.quasi is None or self.quasi.keeps_invariance else set()
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants of `standardised` from the training set's weights; else nothing."""
         if isinstance(self.scale, Standardise):
             self.scale.fit(tensor_statistics(self.space, w))
 
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """The weights, and what the quasi layer makes of them; by name, as features."""
+        h = door(self.space, w)
+        steps = [("input", h)]
+        return steps if self.quasi is None else [*steps, ("quasi", self.quasi(w, h, h))]
+
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        if self.quasi is not None:
+            w = exit_door(self.space, self.equivariant(w)[-1][1])
         return self.head(self.scale(tensor_statistics(self.space, w)))

@@ -19,7 +19,7 @@ ZooOption = Annotated[str | None, typer.Option("--zoo", help="Another zoo than t
 @app.command()
 def compare(
     recipe: Annotated[
-        str, typer.Argument(help="TOML file, or a zoo with a compare.toml.")
+        str, typer.Argument(help="TOML file, ZOO with a compare.toml, or ZOO/OTHER.")
     ] = "cnn-small",
     out: Folder = Path("comparison"),
     zoo: ZooOption = None,
@@ -50,13 +50,14 @@ def compare(
         workers = workers or os.cpu_count() or 1
         runs = comparison.compare(plan, sample, out, workers, advance)
     rows = comparison.table(plan, runs)
-    ranges = [f"tau {low:g}:{high:g}" for low, high in plan.ranges]
+    metric = load("tasks", plan.task).METRIC
+    ranges = [f"{metric} {low:g}:{high:g}" for low, high in plan.ranges]
     shown = [
         "design",
         "augment",
         "seeds",
-        "tau",
-        "tau_sd",
+        metric,
+        "sd",
         "r2",
         "difference",
         "low",
