@@ -11,41 +11,44 @@ over them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from qemcli.errors import UsageError
 from qemcli.layers import quasi
-from qemcli.layers.equivariant import HNPLinear, NPLinear
+from qemcli.layers.encoding import encode
+from qemcli.layers.equivariant import equivariant_linear
 from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.pooling import HNPPool, NPPool
 from qemcli.layers.presets import Preset
-from qemcli.registry import suggest
 from qemcli.spaces import WeightSpace
-
-LINEAR = ("hnp", "hnp-full", "np-posemb", "np")
 
 
 @dataclass(frozen=True)
 class Config:
     """`channels` after each equivariant layer; `head` width; `dropout` in [0, 1), channels and
-    head.
+    head (`head_dropout`, where the head has its own).
 
     `linear`: hnp (published), hnp-full (all equivariant maps), np-posemb (NP after learned codes of
-    inputs and outputs), np (inputs and outputs exchangeable too). `standardised`: one mean and std
-    a tensor, by `calibrate`. `quasi`: none | paper | released | exact, its `eps` at the start, in
-    (-.999, .999), and whether it is learned.
+    inputs and outputs), np (inputs and outputs exchangeable too, unless `io_code` marks them).
+    `standardised`: one mean and std a tensor, by `calibrate`. `fourier`: Fourier features of every
+    entry, of so many frequencies (0: none) drawn with `fourier_scale`; `io_code`: (largest
+    frequency, bands) of the codes of inputs and outputs, () for none. `quasi`: none | paper |
+    released | exact, its `eps` at the start, in (-.999, .999), and whether it is learned.
     """
 
     channels: tuple[int, ...] = (16, 16, 5)
     linear: str = "hnp"
     head: int = 1000
     dropout: float = 0.0
+    head_dropout: float | None = None
     standardised: bool = False
+    fourier: int = 0
+    fourier_scale: float = 3.0
+    io_code: tuple[int, ...] = ()
     quasi: str = "none"
     eps: float = 0.01
     eps_learned: bool = True
@@ -53,11 +56,33 @@ class Config:
 
 
 _TABLE = "arXiv:2302.14040; table of the CNN zoo, arXiv:2409.11697"
+_INR = "arXiv:2302.14040; table of the INRs, arXiv:2409.11697"
+_WIDE = (256, 256, 256)
+_HNP_MNIST = Config(_WIDE, dropout=0.1, fourier=128, outputs=10)
+_HNP = Config(_WIDE, head_dropout=0.5, fourier=128, fourier_scale=10.0, outputs=10)
 PRESETS = {
     "hnp": Preset(Config(), 2_811_743, _TABLE),
     "np-posemb": Preset(Config(linear="np-posemb"), 2_031_390, _TABLE),
     "np": Preset(Config(linear="np"), 1_940_433, "the same without codes, NP pool"),
     "hnp-full": Preset(Config(linear="hnp-full"), None, "ours: every equivariant map"),
+    "hnp-inr-mnist": Preset(_HNP_MNIST, 22_083_114, _INR, "siren-mnist"),
+    "hnp-inr-fashion": Preset(_HNP, 22_083_114, _INR, "siren-fashion"),
+    "hnp-inr-cifar": Preset(_HNP, 42_379_306, _INR, "siren-cifar"),
+    "np-inr-mnist": Preset(
+        replace(_HNP_MNIST, linear="np", io_code=(3, 3)), 15_118_634, _INR, "siren-mnist"
+    ),
+    "np-inr-fashion": Preset(
+        replace(_HNP, linear="np", io_code=(10, 6)), 15_213_866, _INR, "siren-fashion"
+    ),
+    "np-inr-cifar": Preset(
+        replace(_HNP, linear="np", io_code=(10, 6)), 16_237_866, _INR, "siren-cifar"
+    ),
+    "hnp-inr-small": Preset(
+        Config((16, 16, 16), "hnp-full", head=64, fourier=8, fourier_scale=1.0, outputs=10),
+        None,
+        "ours: what two cores train",
+        "siren-mnist",
+    ),
 }
 
 
@@ -71,14 +96,19 @@ class Model(nn.Module):
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
-        channels = [1, *config.channels]
+        self.encoding, encoded = encode(
+            space, 1, config.fourier, config.fourier_scale, config.io_code
+        )
+        channels = [encoded, *config.channels]
         self.linears = nn.ModuleList(
-            _linear(space, config.linear, a, b) for a, b in pairwise(channels)
+            equivariant_linear(space, config.linear, a, b) for a, b in pairwise(channels)
         )
         self.dropout = ChannelDropout(config.dropout)
-        self.pool = NPPool(space) if config.linear == "np" else HNPPool(space)
+        exchangeable = config.linear == "np" and not config.io_code
+        self.pool = NPPool(space) if exchangeable else HNPPool(space)
         inputs = self.pool.per_channel * channels[-1]
-        self.head = mlp_head(inputs, config.head, config.outputs, config.dropout)
+        dropout = config.dropout if config.head_dropout is None else config.head_dropout
+        self.head = mlp_head(inputs, config.head, config.outputs, dropout)
         # Drawn last: with one seed, every mode starts from the same backbone and head.
         self.quasi = quasi.make(
             config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
@@ -106,7 +136,7 @@ class Model(nn.Module):
         """Features after every equivariant step, by name; `features.act_on_features` acts on
         them.
         """
-        h = self._standardised(door(self.space, w))
+        h = self.encoding(self._standardised(door(self.space, w)))
         steps = [("input", h)]
         for i, linear in enumerate(self.linears, start=1):
             before, h = h, linear(h)
@@ -125,8 +155,7 @@ class Model(nn.Module):
         return [((w - m[0]) / s[0], (b - m[1]) / s[1]) for (w, b), m, s in pairs]
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        h = self._standardised(door(self.space, w))
-        before = h
+        h = before = self.encoding(self._standardised(door(self.space, w)))
         for linear in self.linears[:-1]:
             h = before = self.dropout(pointwise(relu, linear(h)))
         h = self.linears[-1](h)
@@ -139,11 +168,3 @@ def _spread(x: Tensor, mean: Tensor) -> Tensor:
     """The standard deviation of a tensor's entries, 1 where they are all the same."""
     std = (x - mean).square().mean(dtype=torch.float64).sqrt()
     return torch.where(std > 0, std, torch.ones_like(std))
-
-
-def _linear(space: WeightSpace, name: str, c_in: int, c_out: int) -> nn.Module:
-    if name in ("hnp", "hnp-full"):
-        return HNPLinear(space, c_in, c_out, full_basis=name == "hnp-full")
-    if name in ("np", "np-posemb"):
-        return NPLinear(space, c_in, c_out, io_embedding=name == "np-posemb")
-    raise UsageError(f"nfn has no linear layer '{name}'", suggest(name, list(LINEAR)))

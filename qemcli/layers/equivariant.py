@@ -18,9 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from qemcli.errors import UsageError
 from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.neurons import Global, Neurons, folded, mean, mix, uniform
+from qemcli.registry import suggest
 from qemcli.spaces import WeightSpace
+
+LINEAR = ("hnp", "hnp-full", "np-posemb", "np")
 
 
 class NPLinear(nn.Module):
@@ -230,3 +234,12 @@ class HNPLinear(nn.Module):
         weight = right.unflatten(-1, (self.n_out, -1)).transpose(1, 2)
         out.append((weight, constant[-1].unflatten(-1, (self.n_out, -1))))
         return out
+
+
+def equivariant_linear(space: WeightSpace, name: str, c_in: int, c_out: int) -> nn.Module:
+    """The layer that a configuration calls by a name of LINEAR; UsageError for another."""
+    if name in ("hnp", "hnp-full"):
+        return HNPLinear(space, c_in, c_out, full_basis=name == "hnp-full")
+    if name in ("np", "np-posemb"):
+        return NPLinear(space, c_in, c_out, io_embedding=name == "np-posemb")
+    raise UsageError(f"there is no linear layer '{name}'", suggest(name, list(LINEAR)))

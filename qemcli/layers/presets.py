@@ -15,7 +15,9 @@ from qemcli.spaces import WeightSpace, cnn, siren
 SPACES = {
     "cnn-zoo": lambda: cnn([1, 16, 16, 16], 10),
     "cnn-zoo-tanh": lambda: cnn([1, 16, 16, 16], 10, activation="tanh"),
-    "siren-mnist": lambda: siren([2, 32, 32, 1]),
+    "siren-mnist": lambda: siren([2, 32, 32, 1], image=(1, 28, 28)),
+    "siren-fashion": lambda: siren([2, 32, 32, 1], image=(1, 28, 28)),
+    "siren-cifar": lambda: siren([2, 32, 32, 3], image=(3, 32, 32)),
 }
 
 

@@ -11,6 +11,7 @@ from nfn_bridge import copy_hnp, copy_np, network_spec, theirs
 from qemcli import groups, registry
 from qemcli.architectures import flat_mlp, monomial_nfn, nfn, statnn
 from qemcli.errors import UnsupportedError, UsageError
+from qemcli.layers.equivariant import LINEAR
 from qemcli.layers.features import act_on_features, door
 from qemcli.layers.presets import table
 from qemcli.predictors import Design
@@ -85,7 +86,7 @@ def seen(model, space, rng):
     return ((moved - y).abs().max() / y.std()).item()
 
 
-@pytest.mark.parametrize("linear", nfn.LINEAR)
+@pytest.mark.parametrize("linear", LINEAR)
 def test_nfn_sees_uncoupled_permutations(linear, rng):
     assert seen(build(nfn, SPACES["pool"], linear=linear), SPACES["pool"], rng) > 1e-6
 
