@@ -17,7 +17,7 @@ from types import ModuleType
 
 from qemcli.errors import UsageError
 
-KINDS = ("groups", "formats", "architectures", "zoos.layouts", "zoos.build", "tasks")
+KINDS = ("groups", "formats", "architectures", "zoos.layouts", "zoos.build", "tasks", "edits")
 
 
 def _folder(kind: str) -> list[str]:
