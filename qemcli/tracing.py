@@ -247,7 +247,8 @@ def _space(walk: _Walk, image: tuple[int, ...] | None) -> WeightSpace:
     (stride, padding) = next(iter(walk.convolutions), (1, 0))
     family = "cnn" if walk.kernels else "siren" if activation == "sin" else "mlp"
     w0 = next(iter(walk.w0), 1.0)
-    forward = Forward(stride, padding, pooling, walk.junction, w0, walk.offset, image, True)
+    run = (stride, padding, pooling, walk.junction, w0, walk.offset)
+    forward = Forward(*run, image=image, known=True)
     return chain(walk.layers, family, walk.kernels, activation, forward)
 
 
