@@ -19,9 +19,9 @@ from torch import Tensor
 from qemcli import __version__, groups
 from qemcli.canonical import canonicalise
 from qemcli.errors import InputError, UnsupportedError
-from qemcli.functions import probe_inputs
+from qemcli.functions import probe_inputs, respond
 from qemcli.spaces import WeightSpace
-from qemcli.testing import function_error
+from qemcli.testing import relative_error
 from qemcli.zoos.store import OWN_COLUMNS, Store
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qemcli.zoos.zoo import Zoo
 
 CHUNK = 512  # networks moved at a time; part of the seed's meaning, so not an option
-PROBES = 8
+PROBES = 4  # random inputs: two functions that are not the same differ on every one
 Weights = dict[str, Tensor]
 Columns = dict[str, Any]
 
@@ -145,8 +145,12 @@ def _moved(space: WeightSpace, w: Weights, move: Move, block: int) -> tuple[np.n
     if space.activation is None:  # the function cannot be run; a permutation is exact as such
         return stored.numpy(), columns | dict.fromkeys(names, np.nan)
     x = probe_inputs(space, PROBES, torch.Generator().manual_seed(block), torch.float64)
+    before = respond(space, w, x)
     pair = (space.unflatten(stored.double()), exact)
-    errors = {n: function_error(space, w, m, x).numpy() for n, m in zip(names, pair, strict=True)}
+    errors = {
+        name: relative_error(before, respond(space, moved, x)).numpy()
+        for name, moved in zip(names, pair, strict=True)
+    }
     return stored.numpy(), columns | errors
 
 

@@ -157,16 +157,23 @@ def equivariance_error(
 
 
 def function_error(space: WeightSpace, w: Networks, moved: Networks, x: Tensor) -> Tensor:
-    """(b,): how far the functions of `moved` are from those of `w` on inputs x.
+    """(b,): how far the functions of `moved` are from those of `w` on inputs x: `relative_error` of
+    their answers, run in float64 whatever the dtype in which they are stored."""
+    return relative_error(*(_answers(space, each, x) for each in (w, moved)))
 
-    Relative to the largest answer of each network; 0 where both answer zero throughout. Both are
-    run in float64, whatever the dtype in which they are stored.
+
+def relative_error(before: Tensor, after: Tensor) -> Tensor:
+    """(b, p, outputs) twice -> (b,): the largest difference over the largest answer of each.
+
+    0 where both answer zero throughout, inf where the difference is no number.
     """
-    before = respond(space, {k: v.double() for k, v in w.items()}, x.double()).flatten(1)
-    after = respond(space, {k: v.double() for k, v in moved.items()}, x.double()).flatten(1)
-    apart = (after - before).abs().amax(dim=1)
-    error = torch.where(apart == 0, apart, apart / before.abs().amax(dim=1))
+    apart = (after - before).flatten(1).abs().amax(dim=1)
+    error = torch.where(apart == 0, apart, apart / before.flatten(1).abs().amax(dim=1))
     return torch.where(error.isnan(), torch.full_like(error, torch.inf), error)
+
+
+def _answers(space: WeightSpace, w: Networks, x: Tensor) -> Tensor:
+    return respond(space, {k: v.double() for k, v in w.items()}, x.double())
 
 
 def uncoupled(space: WeightSpace, w: Networks, generator: torch.Generator) -> dict[str, Tensor]:

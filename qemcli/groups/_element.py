@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qemcli.errors import InputError
-from qemcli.spaces import NamedTensor, WeightSpace
+from qemcli.spaces import Axis, NamedTensor, WeightSpace
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def inverse(g: Element) -> Element:
 def act(g: Element, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The networks `w` moved along their orbit by `g`, one element a network.
 
-    Quotients of factors are formed in float64, products in each tensor's own dtype. Raises
+    Products are formed in each tensor's own dtype, or in float64 where it cannot hold the factors.
+    Raises
     InputError where `g` is not an element for this batch of this space: nothing is broadcast.
     """
     space.check(w)
@@ -150,29 +151,34 @@ def _moved(g: Element, t: NamedTensor, x: Tensor, shift: float) -> Tensor:
     moving = [i for i, axis in enumerate(t.axes) if axis.name in g.index]
     if not moving:
         return x
-    taken = _gathered(g, t, x, moving[-1] + 1)
-    scale = torch.ones((), dtype=torch.float64, device=x.device)
-    for i in moving:
-        axis = t.axes[i]
-        d = g.factor[axis.name]
-        if axis.dual:
-            d = 1 / d
-            if axis.name in g.turns:
-                d = d * (1 - 2 * (g.turns[axis.name] % 2))
-        scale = scale * _placed(d, i, len(t.axes))
-    moved = taken if bool((scale == 1).all()) else _times(taken, scale)
+    moved = _gathered(g, t, x, moving[-1] + 1)
+    factors = [_placed(_factor(g, t.axes[i]), i, len(t.axes)) for i in moving]
+    if not all(bool((d == 1).all()) for d in factors):
+        moved = _times(moved, factors)
     if len(t.axes) == 1 and t.axes[0].name in g.turns:
         moved = moved + shift * g.turns[t.axes[0].name].double()
     return moved.to(x.dtype).reshape(x.shape)
 
 
-def _times(x: Tensor, scale: Tensor) -> Tensor:
-    """x * scale in the dtype of x, or in float64 where that cannot hold the scales themselves."""
+def _factor(g: Element, axis: Axis) -> Tensor:
+    """(b, n): what the axis multiplies by; the dual one divides, and half turns change its sign."""
+    d = g.factor[axis.name]
+    if not axis.dual:
+        return d
+    return 1 / d if axis.name not in g.turns else (1 - 2 * (g.turns[axis.name] % 2)) / d
+
+
+def _times(x: Tensor, factors: list[Tensor]) -> Tensor:
+    """x times all factors, in the memory of x where its dtype holds them, else in float64."""
     dtype = torch.promote_types(x.dtype, torch.float32)  # half precision holds few scales
-    limits, size = torch.finfo(dtype), scale.abs()
-    if size.numel() and (size.min() < limits.tiny or size.max() > limits.max):
+    limits = torch.finfo(dtype)
+    sizes = [d.abs() for d in factors if d.numel()]
+    smallest = math.prod(min(1.0, float(size.min())) for size in sizes)
+    largest = math.prod(max(1.0, float(size.max())) for size in sizes)
+    if not (limits.tiny <= smallest and largest <= limits.max):
         dtype = torch.float64
-    return x.to(dtype) * scale.to(dtype)
+    scale = math.prod((d.to(dtype) for d in factors[1:]), start=factors[0].to(dtype))
+    return x.to(dtype).mul_(scale)  # x is a copy, made by _gathered
 
 
 def _gathered(g: Element, t: NamedTensor, x: Tensor, depth: int) -> Tensor:
@@ -186,6 +192,8 @@ def _gathered(g: Element, t: NamedTensor, x: Tensor, depth: int) -> Tensor:
             index = torch.arange(axis.size, device=x.device)[None]
         at = at + _placed(index, i, depth) * math.prod(sizes[i + 1 :])
     blocks = x.reshape(batch * math.prod(sizes), -1)
+    if blocks.shape[1] == 1:  # a row of one number costs three times the number itself
+        blocks = blocks[:, 0]
     return blocks.index_select(0, at.reshape(-1)).reshape(batch, *t.unfolded)
 
 
