@@ -34,6 +34,9 @@ PRESETS = {
     "flat-mlp-inr": Preset(
         Config(outputs=10), 2_197_010, "arXiv:2409.11697, MNIST/Fashion INR row", "siren-mnist"
     ),
+    "flat-mlp-inr-cifar": Preset(
+        Config(outputs=10), 2_263_010, "arXiv:2409.11697, CIFAR INR row", "siren-cifar"
+    ),
     "flat-mlp": Preset(Config(), None, "ours: the same on the CNN zoo"),
     "flat-mlp-standardised": Preset(
         Config(standardised=True), None, "ours: constants of the training set"

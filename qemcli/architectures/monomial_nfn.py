@@ -6,15 +6,21 @@ Tran et al., Monomial Matrix Group Equivariant Neural Functional Networks, arXiv
     H_0 = W,   H_i = sigma(E_i H_{i-1}),   i = 1..depth         y = MLP(pool(H_depth))
 
 The activation of the INPUT networks chooses the group: homogeneous -> positive scales, sigma =
-relu; odd -> signs, sigma = tanh and |.| at the end. The pool normalises the channels of every
-entry. With no cross terms between layers, a middle tensor is a set of entries to this model: it is
-blind to how the neurons are connected (a test shows it; the quasi mode `exact` is not).
+relu; odd -> signs, sigma = tanh or sin, and an even map at the end. The pool normalises the
+channels of every entry. With no cross terms between layers, a middle tensor is a set of entries to
+this model: it is blind to how the neurons are connected (a test shows it; the quasi mode `exact` is
+not).
+
+For INRs the even map is followed by a `reader`, a permutation-equivariant network (HNP or NP on
+Fourier features): invariant to signs because what it reads is, and to permutations by its pool.
+With |.| it never sees which signs belong together; `products` (ours) shows it W_l[j,k] s_l[j]
+s_{l-1}[k].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -22,11 +28,13 @@ from torch import Tensor, nn
 
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers import quasi
+from qemcli.layers.evenness import Relu, even, odd
 from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.monomial import PositiveScaleLinear, SignLinear
 from qemcli.layers.pooling import HNPPool, NormalisingPool, PublishedNormalisingPool
 from qemcli.layers.presets import Preset
+from qemcli.layers.stack import Stack
 from qemcli.registry import suggest
 from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
 
@@ -36,12 +44,15 @@ POOLS = ("exact", "published", "means")
 @dataclass(frozen=True)
 class Config:
     """`channels` after each equivariant layer; `head` width; `dropout` in [0, 1), channels and
-    head.
+    head (`head_dropout`, where the head has its own).
 
     `pool`: exact (dead entries stay 0), published (a floor of 1e-12, not exactly invariant), means
     (no normalisation: signs only). `signs`: complete (all sign-equivariant maps) or published (the
-    scale layer). `quasi`: none | paper | released | exact, its `eps` at the start, in (-.999,
-    .999), and whether it is learned.
+    scale layer); between them `odd`: tanh or sin; behind them `even`: absolute or products.
+    `reader`: none, or hnp | hnp-full | np | np-posemb of `reader_channels` behind the even map,
+    with `fourier`, `fourier_scale`, `io_code` as in nfn; the dropout of channels is in it. `quasi`:
+    none | paper | released | exact, its `eps` at the start, in (-.999, .999), and whether it is
+    learned.
     """
 
     channels: tuple[int, ...] = (16, 16, 5)
@@ -49,6 +60,14 @@ class Config:
     dropout: float = 0.0
     pool: str = "exact"
     signs: str = "complete"
+    odd: str = "tanh"
+    even: str = "absolute"
+    reader: str = "none"
+    reader_channels: tuple[int, ...] = (256, 256, 256)
+    fourier: int = 0
+    fourier_scale: float = 3.0
+    io_code: tuple[int, ...] = ()
+    head_dropout: float | None = None
     quasi: str = "none"
     eps: float = 0.01
     eps_learned: bool = True
@@ -56,6 +75,21 @@ class Config:
 
 
 _TABLE = "table of the CNN zoo, arXiv:2409.11697"
+_INR = "table of the INRs, arXiv:2409.11697"
+_MNIST = Config(
+    (64, 64, 1),
+    head=1000,
+    dropout=0.1,
+    pool="means",
+    odd="sin",
+    reader="hnp",
+    fourier=128,
+    outputs=10,
+)
+_FASHION = replace(_MNIST, head=500, dropout=0.0, head_dropout=0.5, fourier_scale=10.0)
+_CIFAR = replace(_FASHION, channels=(16, 16, 1), head=1000, reader="np", io_code=(10, 6))
+_LARGE = "large row of the quasi paper"
+_TUNED = (128, 128, 1)
 PRESETS = {
     "monomial-nfn": Preset(Config(), 254_619, _TABLE),
     "monomial-nfn-floor": Preset(
@@ -81,6 +115,38 @@ PRESETS = {
     "monomial-nfn-sign": Preset(
         Config(pool="means"), None, "ours: every sign map, means", "cnn-zoo-tanh"
     ),
+    "monomial-nfn-inr-mnist": Preset(_MNIST, 22_146_603, _INR, "siren-mnist"),
+    "monomial-nfn-inr-fashion": Preset(_FASHION, 20_494_603, _INR, "siren-fashion"),
+    "monomial-nfn-inr-cifar": Preset(_CIFAR, 16_248_045, _INR, "siren-cifar"),
+    "monomial-nfn-inr-mnist-large": Preset(
+        replace(_MNIST, channels=_TUNED), 22_332_971, _LARGE, "siren-mnist"
+    ),
+    "monomial-nfn-inr-fashion-large": Preset(
+        replace(_FASHION, channels=_TUNED), 20_680_971, _LARGE, "siren-fashion"
+    ),
+    "monomial-nfn-inr-cifar-large": Preset(
+        replace(_CIFAR, channels=(64, 64, 1)), 16_386_093, _LARGE, "siren-cifar"
+    ),
+    "monomial-nfn-inr-paper": Preset(
+        replace(_MNIST, quasi="paper"),
+        None,
+        "the quasi paper's text, its gated unit",
+        "siren-mnist",
+    ),
+    "monomial-nfn-inr-small": Preset(
+        Config(
+            (8, 8),
+            64,
+            pool="means",
+            even="products",
+            reader="hnp-full",
+            reader_channels=(16, 16),
+            outputs=10,
+        ),
+        None,
+        "ours: exactly invariant to signs, what two cores train",
+        "siren-mnist",
+    ),
 }
 
 
@@ -95,10 +161,16 @@ class Model(nn.Module):
         self.signs = _signs(space, config)
         channels = [1, *config.channels]
         self.linears = nn.ModuleList(self._linear(a, b) for a, b in pairwise(channels))
-        self.dropout = ChannelDropout(config.dropout)
-        self.pool = _pool(space, config, channels[-1])
-        inputs = self.pool.per_channel * channels[-1]
-        self.head = mlp_head(inputs, config.head, config.outputs, config.dropout)
+        self.between = odd(config.odd) if self.signs else relu
+        self.end = even(config.even) if self.signs else Relu()
+        read = channels[-1] * self.end.widens
+        self.reader = None if config.reader == "none" else self._reader(read)
+        self.dropout = ChannelDropout(config.dropout if self.reader is None else 0.0)
+        pooled = read if self.reader is None else config.reader_channels[-1]
+        self.pool = _pool(space, config, pooled)
+        dropout = config.dropout if config.head_dropout is None else config.head_dropout
+        inputs = self.pool.per_channel * pooled
+        self.head = mlp_head(inputs, config.head, config.outputs, dropout)
         # Drawn last: with one seed, every mode starts from the same backbone and head.
         self.quasi = quasi.make(
             config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
@@ -108,6 +180,21 @@ class Model(nn.Module):
         if self.signs and self.config.signs == "complete":
             return SignLinear(self.space, c_in, c_out)
         return PositiveScaleLinear(self.space, c_in, c_out)
+
+    def _reader(self, channels: int) -> Stack:
+        if not self.signs:
+            raise UsageError("a reader is not invariant to scales", "choose reader none")
+        c = self.config
+        return Stack(
+            self.space,
+            channels,
+            c.reader_channels,
+            c.reader,
+            c.dropout,
+            c.fourier,
+            c.fourier_scale,
+            c.io_code,
+        )
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations with the activation's diagonal, as far as pool and quasi layer are exact."""
@@ -125,16 +212,10 @@ class Model(nn.Module):
         exact = self.config.pool == "exact"
         return isinstance(self.quasi, quasi.Paper) and exact and not self.signs
 
-    def _between(self, x: Tensor) -> Tensor:
-        return torch.tanh(x) if self.signs else relu(x)
-
-    def _end(self, x: Tensor) -> Tensor:
-        return x.abs() if self.signs else relu(x)
-
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every equivariant step, by name; `features.act_on_features` acts on them.
 
-        The list ends before |.| of the sign group, whose values are invariant to it.
+        The list ends before the even map of the sign group, whose values are invariant to it.
         """
         h = door(self.space, w)
         steps = [("input", h)]
@@ -142,7 +223,7 @@ class Model(nn.Module):
             before, h = h, linear(h)
             steps.append((f"linear{i}", h))
             if i < len(self.linears):
-                h = self.dropout(pointwise(self._between, pointwise(torch.clone, h)))
+                h = self.dropout(pointwise(self.between, pointwise(torch.clone, h)))
                 steps.append((f"between{i}", h))
         if self.quasi is not None:
             h = self.quasi(w, before, h)
@@ -152,11 +233,12 @@ class Model(nn.Module):
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         h = before = door(self.space, w)
         for linear in self.linears[:-1]:
-            h = before = self.dropout(pointwise(self._between, linear(h)))
+            h = before = self.dropout(pointwise(self.between, linear(h)))
         h = self.linears[-1](h)
         if self.quasi is not None:
             h = self.quasi(w, before, h)
-        return self.head(self.pool(self.dropout(pointwise(self._end, h))))
+        h = self.dropout(self.end(h))
+        return self.head(self.pool(h if self.reader is None else self.reader(h)))
 
 
 def _signs(space: WeightSpace, config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""The way out of a weight-to-weight metanetwork: features -> what its branches add to the weights."""
+"""The way out of a weight-to-weight metanetwork: features -> what is added to the weights."""
 
 from __future__ import annotations
 
