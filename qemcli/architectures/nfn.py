@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.layers import quasi
+from qemcli.layers.deltas import Deltas
 from qemcli.layers.encoding import encode
 from qemcli.layers.equivariant import equivariant_linear
 from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.pooling import HNPPool, NPPool
 from qemcli.layers.presets import Preset
+from qemcli.layers.statistics import StandardiseTensors
 from qemcli.spaces import WeightSpace
 
 
@@ -37,7 +39,8 @@ class Config:
     `standardised`: one mean and std a tensor, by `calibrate`. `fourier`: Fourier features of every
     entry, of so many frequencies (0: none) drawn with `fourier_scale`; `io_code`: (largest
     frequency, bands) of the codes of inputs and outputs, () for none. `quasi`: none | paper |
-    released | exact, its `eps` at the start, in (-.999, .999), and whether it is learned.
+    released | exact, its `eps` at the start, in (-.999, .999), and whether it is learned. `expand`:
+    branches of the editor, which has neither pool nor head.
     """
 
     channels: tuple[int, ...] = (16, 16, 5)
@@ -53,6 +56,7 @@ class Config:
     eps: float = 0.01
     eps_learned: bool = True
     outputs: int = 1
+    expand: int = 1
 
 
 _TABLE = "arXiv:2302.14040; table of the CNN zoo, arXiv:2409.11697"
@@ -90,12 +94,11 @@ class Model(nn.Module):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
     kind = "invariant"
-    shift: Tensor
-    scale: Tensor
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
+        self.standard = StandardiseTensors(space, config.standardised)
         self.encoding, encoded = encode(
             space, 1, config.fourier, config.fourier_scale, config.io_code
         )
@@ -113,9 +116,6 @@ class Model(nn.Module):
         self.quasi = quasi.make(
             config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
         )
-        sizes = (2 * len(space.layers),) if config.standardised else (0,)
-        self.register_buffer("shift", torch.zeros(sizes))
-        self.register_buffer("scale", torch.ones(sizes))
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
@@ -125,18 +125,13 @@ class Model(nn.Module):
         """Set the constants of `standardised` from the training set: one pair a tensor, so none
         breaks the symmetry.
         """
-        if self.config.standardised:
-            flat = [x for pair in door(self.space, w) for x in pair]
-            shift = [x.mean(dtype=torch.float64) for x in flat]
-            spread = [_spread(x, m) for x, m in zip(flat, shift, strict=True)]
-            self.shift.copy_(torch.stack(shift))
-            self.scale.copy_(torch.stack(spread))
+        self.standard.fit(door(self.space, w))
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every equivariant step, by name; `features.act_on_features` acts on
         them.
         """
-        h = self.encoding(self._standardised(door(self.space, w)))
+        h = self.encoding(self.standard(door(self.space, w)))
         steps = [("input", h)]
         for i, linear in enumerate(self.linears, start=1):
             before, h = h, linear(h)
@@ -148,14 +143,8 @@ class Model(nn.Module):
             steps.append((f"relu{i}", h))
         return steps
 
-    def _standardised(self, h: Features) -> Features:
-        if not self.config.standardised:
-            return h
-        pairs = zip(h, self.shift.view(-1, 2), self.scale.view(-1, 2), strict=True)
-        return [((w - m[0]) / s[0], (b - m[1]) / s[1]) for (w, b), m, s in pairs]
-
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        h = before = self.encoding(self._standardised(door(self.space, w)))
+        h = before = self.encoding(self.standard(door(self.space, w)))
         for linear in self.linears[:-1]:
             h = before = self.dropout(pointwise(relu, linear(h)))
         h = self.linears[-1](h)
@@ -164,7 +153,53 @@ class Model(nn.Module):
         return self.head(self.pool(self.dropout(pointwise(relu, h))))
 
 
-def _spread(x: Tensor, mean: Tensor) -> Tensor:
-    """The standard deviation of a tensor's entries, 1 where they are all the same."""
-    std = (x - mean).square().mean(dtype=torch.float64).sqrt()
-    return torch.where(std > 0, std, torch.ones_like(std))
+class Editor(nn.Module):
+    """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
+
+        H_0 = encoding(W),   H_i = relu(E_i H_{i-1}),   delta = s * E_{depth+1} H_depth
+
+    The last map has k channels, s is one learned scalar a tensor (layers/deltas.py).
+    """
+
+    kind = "equivariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.standard = StandardiseTensors(space, config.standardised)
+        self.encoding, encoded = encode(
+            space, 1, config.fourier, config.fourier_scale, config.io_code
+        )
+        channels = [encoded, *config.channels, config.expand]
+        self.linears = nn.ModuleList(
+            equivariant_linear(space, config.linear, a, b) for a, b in pairwise(channels)
+        )
+        self.dropout = ChannelDropout(config.dropout)
+        self.out = Deltas(space)
+        self.quasi = quasi.make(
+            config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
+        )
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
+        return {"permutation"} if self.quasi is None or self.quasi.keeps_invariance else set()
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants of `standardised` from the training set."""
+        self.standard.fit(door(self.space, w))
+
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """Features after every step, by name; `features.act_on_features` acts on them."""
+        h = self.encoding(self.standard(door(self.space, w)))
+        steps = [("input", h)]
+        for i, linear in enumerate(self.linears[:-1], start=1):
+            h = self.dropout(pointwise(relu, linear(h)))
+            steps.append((f"relu{i}", h))
+        before, h = h, self.linears[-1](h)
+        steps.append((f"linear{len(self.linears)}", h))
+        if self.quasi is not None:
+            steps.append(("quasi", self.quasi(w, before, h)))
+        return steps
+
+    def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.out(self.equivariant(w)[-1][1])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from qemcli.layers.features import Features
 from qemcli.spaces import WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -71,3 +72,43 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class StandardiseTensors(nn.Module):
+    """(x - mean) / std with one pair of constants for each tensor of the features, set once from a
+    training set by `fit`; the identity unless `on`.
+
+    A constant an entry would break the symmetry of neurons: one a tensor does not.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, space: WeightSpace, on: bool) -> None:
+        super().__init__()
+        self.on = on
+        sizes = (2 * len(space.layers),) if on else (0,)
+        self.register_buffer("shift", torch.zeros(sizes))
+        self.register_buffer("scale", torch.ones(sizes))
+
+    def fit(self, features: Features) -> None:
+        """Features of one channel, of the whole training set."""
+        if not self.on:
+            return
+        flat = [x for pair in features for x in pair]
+        shift = [x.mean(dtype=torch.float64) for x in flat]
+        spread = [_spread(x, m) for x, m in zip(flat, shift, strict=True)]
+        self.shift.copy_(torch.stack(shift))
+        self.scale.copy_(torch.stack(spread))
+
+    def forward(self, features: Features) -> Features:
+        if not self.on:
+            return features
+        pairs = zip(features, self.shift.view(-1, 2), self.scale.view(-1, 2), strict=True)
+        return [((w - m[0]) / s[0], (b - m[1]) / s[1]) for (w, b), m, s in pairs]
+
+
+def _spread(x: Tensor, mean: Tensor) -> Tensor:
+    """The standard deviation of a tensor's entries, 1 where they are all the same."""
+    std = (x - mean).square().mean(dtype=torch.float64).sqrt()
+    return torch.where(std > 0, std, torch.ones_like(std))
