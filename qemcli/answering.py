@@ -27,6 +27,8 @@ class Answers:
     used."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)  # of the rows, as they came
+    labels: list[float] = field(default_factory=list)  # NaN where none is known
     failed: list[dict[str, Any]] = field(default_factory=list)
     predictors: list[str] = field(default_factory=list)
 
@@ -35,8 +37,11 @@ class _Fitting:
     """The predictor of each weight space: the one given, or the shipped one that fits; found
     once."""
 
-    def __init__(self, task: str, given: Predictor | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, task: str, given: Predictor | None, classes: Any, say: Callable[[str], None]
+    ) -> None:
         self.task, self.given, self.say = task, given, say
+        self.classes = tuple(map(str, classes or ()))  # what the zoo says of itself
         self.found: dict[WeightSpace, Predictor | InputError] = {}
 
     def __call__(self, space: WeightSpace) -> Predictor | InputError:
@@ -48,7 +53,7 @@ class _Fitting:
     def _find(self, space: WeightSpace) -> Predictor | InputError:
         if self.given is None:
             try:
-                return choose(self.task, space, self.say)
+                return choose(self.task, space, self.say, self.classes)
             except InputError as error:
                 return error
         if self.given.reads(space):
@@ -74,7 +79,7 @@ def answer(
     module = registry.load("tasks", task)
     found = Answers()
     error: InputError | None = None
-    fitting = _Fitting(task, predictor, say)
+    fitting = _Fitting(task, predictor, zoo.record.get("classes"), say)
     for space, flat, positions in zoo.batches(CHUNK):
         chosen = fitting(space)
         table = zoo.index.iloc[positions]
@@ -86,7 +91,7 @@ def answer(
         if chosen.name not in found.predictors:
             found.predictors.append(chosen.name)
         values = chosen.predict(flat, batch_size, device).numpy()
-        _collect(found, module, table, names, values)
+        _collect(found, module, chosen.classes, table, values)
         advance(len(names))
     found.failed += zoo.failures  # read last: files may break between opening and loading
     if not found.rows:
@@ -98,26 +103,43 @@ def answer(
             else ""
         )
         raise InputError(f"none of {len(found.failed)} checkpoints can be answered{reason}")
-    found.rows.sort(key=lambda row: -row["prediction"])
+    if module.ORDERED:
+        found.rows.sort(key=lambda row: -row["prediction"])
     return found
 
 
 def _collect(
-    found: Answers, module: ModuleType, table: Any, names: list[str], values: np.ndarray
+    found: Answers, module: ModuleType, classes: tuple[str, ...], table: Any, values: np.ndarray
 ) -> None:
     labels = module.target(table)
-    for name, value, label in zip(names, values, labels, strict=True):
-        if not np.isfinite(value):
+    for name, value, label in zip(table["checkpoint"].tolist(), values, labels, strict=True):
+        if not np.isfinite(value).all():
             found.failed.append({"checkpoint": name, "reason": "weights that are not finite"})
             continue
-        row = {"checkpoint": name, "prediction": float(value)}
+        row = {"checkpoint": name, **module.row(value, classes)}
         if np.isfinite(label):
-            row["label"] = float(label)
+            row["label"] = module.named(label, classes)
         found.rows.append(row)
+        found.predictions.append(value)
+        found.labels.append(float(label))
 
 
-def scores(module: ModuleType, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def labelled(found: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """(predictions (n,) or (n, classes), labels (n,)) of the rows whose label is known.
+
+    Where several predictors answered, rows of fewer classes are filled with zeros.
+    """
+    label = np.array(found.labels)
+    if found.predictions[0].ndim == 0:
+        prediction = np.array(found.predictions)
+    else:
+        widest = max(map(len, found.predictions))
+        rows = [np.pad(p, (0, widest - len(p))) for p in found.predictions]
+        prediction = np.stack(rows)
+    known = np.isfinite(label)
+    return prediction[known].astype(np.float64), label[known]
+
+
+def scores(module: ModuleType, found: Answers) -> dict[str, Any]:
     """{n, tau, r2, mae, ...} over the rows whose label is known."""
-    prediction = np.array([row["prediction"] for row in rows])
-    label = np.array([row.get("label", np.nan) for row in rows])
-    return {"n": len(rows), **module.score(prediction, label)}
+    return {"n": len(found.rows), **module.score(*labelled(found))}

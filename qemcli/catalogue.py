@@ -32,6 +32,7 @@ def predictors() -> list[dict[str, Any]]:
                 "quasi": record["quasi"],
                 "tau": test.get("tau"),
                 "r2": test.get("r2"),
+                "accuracy": test.get("accuracy"),
                 "tested_on": test.get("n"),
                 "trained_on": provenance.get("train"),
                 "tensors": sum(sizes),

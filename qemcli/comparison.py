@@ -142,7 +142,7 @@ def doubled(sample: Sample, group: str, scales: Range, seed: int) -> Sample:
     copy = orbit(sample, group, scales, seed)
     index = pandas.concat([sample.index, copy.index], ignore_index=True)
     flat, target = torch.cat([sample.flat, copy.flat]), torch.cat([sample.target, copy.target])
-    return Sample(sample.space, flat, target, index)
+    return dataclasses.replace(sample, flat=flat, target=target, index=index)
 
 
 def run(
@@ -157,14 +157,16 @@ def run(
         learn = {n: doubled(s, plan.group, trial.augment, 7 + trial.seed) for n, s in learn.items()}
     with torch.random.fork_rng():
         torch.manual_seed(trial.seed)
-        model = trial.design.build(sample.space, task.OUTPUTS)
+        model = trial.design.build(sample.space, task.outputs(sample.classes))
     rows = {n: Rows(carried(trial.design, s.space, s.flat), s.target) for n, s in learn.items()}
     if calibrate := getattr(model, "calibrate", None):
         calibrate(sample.space.unflatten(rows["train"].flat))
     start = time.perf_counter()
     Run(model, sample.space, task, trial.schedule, trial.seed).fit(rows["train"], rows["val"])
     seconds = time.perf_counter() - start
-    predictor = Predictor(trial.name, sample.space, trial.design, plan.task, model)
+    predictor = Predictor(
+        trial.name, sample.space, trial.design, plan.task, model, classes=sample.classes
+    )
     return _measured(trial, plan, predictor, parts["test"], seconds)
 
 
@@ -217,7 +219,7 @@ def worst_error(predictor: Predictor, group: str, test: Sample, networks: int = 
 def _save(row: dict[str, Any], predictions: dict[str, np.ndarray], path: Path) -> None:
     import pandas
 
-    table = pandas.DataFrame(predictions)
+    table = pandas.DataFrame({name: list(values) for name, values in predictions.items()})
     table.attrs = {"row": json.dumps(row)}
     beside = path.with_suffix(f".{os.getpid()}.tmp")
     table.to_parquet(beside, index=False)
@@ -228,7 +230,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     import pandas
 
     table = pandas.read_parquet(path)
-    return json.loads(table.attrs["row"]), {name: table[name].to_numpy() for name in table.columns}
+    return json.loads(table.attrs["row"]), {n: np.stack(table[n].to_list()) for n in table}
 
 
 def _start(sample: Sample) -> None:

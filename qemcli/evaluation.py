@@ -4,7 +4,7 @@ group."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +81,14 @@ def moved(sample: Sample, plan: Plan) -> Iterator[tuple[str, Sample]]:
     )
     w = groups.act(element, sample.space, sample.space.unflatten(sample.flat))
     name = f"{plan.group} {plan.scales[0]:g}:{plan.scales[1]:g}"
-    yield name, Sample(sample.space, sample.space.flatten(w), sample.target, sample.index)
+    yield name, replace(sample, flat=sample.space.flatten(w))
 
 
 def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]:
     """One row for each augmentation and threshold: n, and every metric with its 95 % interval."""
     task = registry.load("tasks", predictor.task)
+    if plan.thresholds != Plan.thresholds and not task.ORDERED:
+        raise UsageError(f"--thresholds: a {task.TARGET} is neither more nor less than another")
     sample = gather([zoo], task)
     if not predictor.reads(sample.space):
         theirs = f"{predictor.space.family} {predictor.space.widths} {predictor.space.activation}"

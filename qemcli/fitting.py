@@ -102,7 +102,7 @@ def fit(
     task = registry.load("tasks", recipe.task)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        model = recipe.design.build(sample.space, task.OUTPUTS)
+        model = recipe.design.build(sample.space, task.outputs(sample.classes))
     flat = carried(recipe.design, sample.space, sample.flat)
     ready = dataclasses.replace(sample, flat=flat)
     train, val, test = (ready.split(name) for name in ("train", "val", "test"))
@@ -115,7 +115,9 @@ def fit(
         raise InputError(
             "no network is held out for the test score", "add split 'test' to the zoo's index"
         )
-    predictor = Predictor(folder.name, sample.space, recipe.design, recipe.task, model.cpu())
+    predictor = Predictor(
+        folder.name, sample.space, recipe.design, recipe.task, model.cpu(), classes=sample.classes
+    )
     held = sample.split("test")
     prediction = predictor.predict(held.flat).double().numpy()
     score = {
@@ -186,7 +188,7 @@ def card(predictor: Predictor, recipe: Recipe, score: dict[str, Any]) -> str:
         f"| metric | on {score['n']} held-out networks | 95 % interval |",
         "|---|---|---|",
     ]
-    for name in ("tau", "r2", "mae", "accuracy"):
+    for name in ("tau", "r2", "mae", "accuracy", "macro_f1"):
         if name in score:
             low, high = score[f"{name}_low"], score[f"{name}_high"]
             lines.append(f"| {name} | {score[name]:.4f} | {low:.4f} to {high:.4f} |")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILE = "predictor.safetensors"
+REMOVED = ("scale", "sign", "monomial", "phase")  # the groups that balance takes away
 QUASI = ("none", "balanced", "exact", "paper", "released")
 
 
@@ -93,6 +94,7 @@ class Predictor:
     task: str
     model: nn.Module
     provenance: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()  # their names, where the task has classes
 
     def __call__(self, w: Mapping[str, Tensor]) -> Tensor:
         """w of (b, *shape) -> raw outputs (b, outputs), the balance included."""
@@ -109,9 +111,8 @@ class Predictor:
         if self.design.balanced and "permutation" in own:
             from qemcli.groups import applicable
 
-            # Balance removes the diagonal group: what is left is a permutation (balance.md's
-            # theorem).
-            own |= {g for g in applicable(self.space) if g in ("scale", "sign", "monomial")}
+            # Balance removes scales, signs and half turns: what is left is a permutation.
+            own |= {g for g in applicable(self.space) if g in REMOVED}
         return own
 
     def predict(self, flat: Tensor, batch_size: int = 256, device: str = "cpu") -> Tensor:
@@ -144,6 +145,8 @@ class Predictor:
 
         folder.mkdir(parents=True, exist_ok=True)
         record = {**dataclasses.asdict(self.design), "task": self.task, "name": self.name}
+        if self.classes:
+            record["classes"] = list(self.classes)
         header = {
             "qem.kind": "predictor",
             "qem.space": self.space.to_json(),
@@ -174,8 +177,8 @@ class Predictor:
     def _from(cls, path: Path, header: dict[str, str], state: dict[str, Tensor]) -> Predictor:
         space, record = read_header(path, header)
         design = Design(record["architecture"], record["quasi"], record["config"])
-        task = record["task"]
-        model = design.build(space, registry.load("tasks", task).OUTPUTS)
+        task, classes = record["task"], tuple(record.get("classes", ()))
+        model = design.build(space, registry.load("tasks", task).outputs(classes))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -184,9 +187,8 @@ class Predictor:
                 f"{path}: its tensors are not those of '{design.architecture}': {first}"
             ) from None
         provenance = json.loads(header.get("qem.provenance", "{}"))
-        return cls(
-            record.get("name", path.parent.name), space, design, task, model.eval(), provenance
-        )
+        name = record.get("name", path.parent.name)
+        return cls(name, space, design, task, model.eval(), provenance, classes)
 
 
 def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dict[str, Any]]:
@@ -248,18 +250,33 @@ def headers() -> Iterator[tuple[Path, WeightSpace, dict[str, Any]]]:
         yield folder, space, record
 
 
-def choose(task: str, space: WeightSpace, say: Callable[[str], None]) -> Predictor:
-    """The shipped predictor whose task and weight space fit; InputError that says what would."""
-    seen = []
+def choose(
+    task: str, space: WeightSpace, say: Callable[[str], None], classes: tuple[str, ...] = ()
+) -> Predictor:
+    """The shipped predictor whose task, weight space and, where the zoo names some, classes fit.
+
+    Raises InputError that says what would, or where several do.
+    """
+    seen, fitting = [], []
     for folder, theirs, record in headers():
         reads = f"{theirs.family} {theirs.widths}, {theirs.activation}"
         seen.append(f"{folder.name} ({record['task']}, {reads})")
         fits = theirs.fits(space) and space.activation in (None, theirs.activation)
-        if record["task"] == task and fits:
-            say(f"predictor: {folder.name} (its weight space fits: {reads})")
-            if space.activation is None:
-                say(f"note: the networks' activation is not known; {theirs.activation} is assumed")
-            return Predictor.load(folder)
+        told = not classes or tuple(record.get("classes", classes)) == classes
+        if record["task"] == task and fits and told:
+            fitting.append((folder, theirs, reads))
+    if len(fitting) > 1:
+        names = " or ".join(folder.name for folder, _, _ in fitting)
+        raise InputError(
+            f"{len(fitting)} shipped predictors read {space.family} networks of widths "
+            f"{space.widths}, and the zoo does not say what its networks show",
+            f"pass --predictor {names}",
+        )
+    for folder, theirs, reads in fitting:
+        say(f"predictor: {folder.name} (its weight space fits: {reads})")
+        if space.activation is None:
+            say(f"note: the networks' activation is not known; {theirs.activation} is assumed")
+        return Predictor.load(folder)
     raise InputError(
         f"no shipped predictor of '{task}' reads {space.family} networks of widths {space.widths} "
         f"with activation {space.activation or 'unknown'}",

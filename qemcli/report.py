@@ -43,7 +43,28 @@ def scatter(prediction: np.ndarray, label: np.ndarray, title: str, path: Path) -
     save(figure, path)
 
 
-def tradeoff(rows: list[dict[str, Any]], path: Path) -> None:
+def confusion(
+    prediction: np.ndarray, label: np.ndarray, classes: tuple[str, ...], title: str, path: Path
+) -> None:
+    """Counts by label (down) and likeliest class (across), shaded by the share of the label."""
+    found, wanted, n = prediction.argmax(axis=1), label.astype(int), len(classes)
+    counts = np.zeros((n, n), dtype=int)
+    known = wanted < n
+    np.add.at(counts, (wanted[known], found[known]), 1)
+    figure = _figure(2.5 + 0.35 * n, 2.0 + 0.35 * n)
+    axes = figure.subplots()
+    axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(1), cmap="Greys", vmin=0, vmax=1)
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color="C3")
+    axes.set_xticks(range(n), classes, rotation=90, fontsize=8)
+    axes.set_yticks(range(n), classes, fontsize=8)
+    axes.set_xlabel("likeliest class, from the weights")
+    axes.set_ylabel("label")
+    axes.set_title(title, fontsize=10)
+    save(figure, path)
+
+
+def tradeoff(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
     """Score against invariance error (log scale), one mark a design; bars are one deviation over
     seeds."""
     floor = 1e-16
@@ -53,10 +74,11 @@ def tradeoff(rows: list[dict[str, Any]], path: Path) -> None:
         error = max(float(row["invariance_error"]), floor)
         colour, marker = f"C{i % 10}", "osD^vP*X"[i // 10 % 8]
         bars = {"yerr": row.get("sd", 0.0), "fmt": marker, "color": colour, "capsize": 2}
-        axes.errorbar([error], [row["tau"]], label=row["design"], **bars)
+        axes.errorbar([error], [row[metric]], label=row["design"], **bars)
     axes.set_xscale("log")
     axes.set_xlabel("invariance error: largest change along the orbit / spread of the answers")
-    axes.set_ylabel("Kendall's τ on held-out networks")
+    shown = {"tau": "Kendall's τ"}.get(metric, metric)
+    axes.set_ylabel(f"{shown} on held-out networks")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
 

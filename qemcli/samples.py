@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,14 @@ class Sample:
         flat: (n, D) float32 rows, as the design takes them (balanced where it balances).
         target: (n,) float32, what the task asks.
         index: their rows of the zoo's index.
+        classes: the names of the classes, where the task has some.
     """
 
     space: WeightSpace
     flat: Tensor
     target: Tensor
     index: pandas.DataFrame
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -47,7 +49,9 @@ class Sample:
 
     def rows(self, positions: np.ndarray) -> Sample:
         at = torch.from_numpy(positions)
-        return Sample(self.space, self.flat[at], self.target[at], self.index.iloc[positions])
+        return replace(
+            self, flat=self.flat[at], target=self.target[at], index=self.index.iloc[positions]
+        )
 
 
 def carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
@@ -92,5 +96,7 @@ def gather(zoos: list[Zoo], task: ModuleType, activation: str | None = None) -> 
             f"the zoo mixes weight spaces: {'; '.join(kinds)}",
             "pick one with --where, e.g. --where \"activation == 'relu'\"",
         )
-    target = torch.from_numpy(np.concatenate(targets)).float()
-    return Sample(spaces[0], torch.cat(flats), target, pandas.concat(tables, ignore_index=True))
+    target = np.concatenate(targets)
+    classes = task.classes(target, [zoo.record for zoo in zoos])
+    index = pandas.concat(tables, ignore_index=True)
+    return Sample(spaces[0], torch.cat(flats), torch.from_numpy(target).float(), index, classes)

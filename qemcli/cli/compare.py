@@ -59,16 +59,17 @@ def compare(
         metric,
         "sd",
         "r2",
+        "macro_f1",
         "difference",
         "low",
         "high",
         *ranges,
     ]
-    shown += ["invariance_error", "eps", "parameters"]
+    shown += ["invariance_error", "eps", "parameters", "seconds", "inference_ms"]
     if not plan.augment:
         shown.remove("augment")
     (out / "table.md").write_text(comparison.markdown(rows, shown))
-    report.tradeoff(rows, out / "tradeoff.png")
+    report.tradeoff(rows, metric, out / "tradeoff.png")
     import pandas
 
     pandas.DataFrame([row for row, _ in runs]).to_parquet(out / "results.parquet", index=False)

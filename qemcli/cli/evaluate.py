@@ -46,11 +46,11 @@ def evaluate(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Score a predictor: Kendall's tau, R2 and mean error with 95 % bootstrap intervals.
+    """Score a predictor with 95 % bootstrap intervals: tau, R2 and mean error, or accuracy.
 
     Example: qem evaluate cnn-relu zoo/ --thresholds 0,.4 --augment monomial --scale-range 1:10000
     """
-    from qemcli import evaluation, report
+    from qemcli import evaluation, registry, report
     from qemcli.machine import steady
     from qemcli.predictors import Predictor
     from qemcli.zoos.opening import open_zoo
@@ -69,11 +69,16 @@ def evaluate(
         options.device(device),
     )
     rows = evaluation.evaluate(loaded, opened, plan)
+    metric = registry.load("tasks", loaded.task).METRIC
     if picture:
         prediction, label = evaluation.predicted(loaded, opened, plan)
-        title = f"{loaded.name}: tau {rows[0]['tau']:.3f}, R² {rows[0]['r2']:.3f}, n {rows[0]['n']}"
-        report.scatter(prediction, label, title, picture)
+        title = f"{loaded.name}: {metric} {rows[0][metric]:.3f}, n {rows[0]['n']}"
+        if loaded.classes:
+            report.confusion(prediction, label, loaded.classes, title, picture)
+        else:
+            report.scatter(prediction, label, title, picture)
         sink.note(f"picture: {picture}")
-    columns = ["augment", "threshold", "n", "tau", "tau_low", "tau_high", "r2", "mae"]
+    others = [name for name in ("r2", "mae", "macro_f1") if name in rows[0]]
+    columns = ["augment", "threshold", "n", metric, f"{metric}_low", f"{metric}_high", *others]
     summary = {"predictor": loaded.name, "zoo": str(opened.path)}
     sink.answer(Answer(rows, summary, list(opened.failures), columns), out)

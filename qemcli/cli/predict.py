@@ -56,7 +56,7 @@ def predict(
             advance,
         )
     task = registry.load("tasks", "generalization")
-    summary = {**answering.scores(task, found.rows), "predictors": found.predictors}
+    summary = {**answering.scores(task, found), "predictors": found.predictors}
     columns = ["checkpoint", "prediction", "label"]
     labelled = any("label" in row for row in found.rows)
     sink.answer(

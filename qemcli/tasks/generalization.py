@@ -9,7 +9,8 @@ arXiv:2302.14040, the same loss).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TARGET = "test_accuracy"
-OUTPUTS = 1
 METRIC = "tau"
-ANSWER = "the predicted test accuracy"
+ORDERED = True  # networks are ranked by it, best first
 
 
 def target(index: pandas.DataFrame) -> np.ndarray:
@@ -40,6 +40,16 @@ def target(index: pandas.DataFrame) -> np.ndarray:
     return values
 
 
+def classes(target: np.ndarray, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """None: the answer is a number."""
+    return ()
+
+
+def outputs(classes: Sequence[str]) -> int:
+    """One logit."""
+    return 1
+
+
 def loss(output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of (b, 1) logits with (b,) soft labels, the mean over the batch."""
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -50,6 +60,16 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 def answer(output: Tensor) -> Tensor:
     """(b, 1) logits -> (b,) accuracies in (0, 1)."""
     return output[:, 0].sigmoid()
+
+
+def row(prediction: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """What a person is told of one network: its predicted accuracy."""
+    return {"prediction": float(prediction)}
+
+
+def named(label: float, classes: Sequence[str]) -> float:
+    """A label as a person reads it."""
+    return float(label)
 
 
 def tau(prediction: np.ndarray, label: np.ndarray) -> float:
