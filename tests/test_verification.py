@@ -4,6 +4,7 @@ says so."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from qemcli import verification
 from qemcli.errors import InconclusiveError, UsageError
 from qemcli.predictors import Design, Predictor
 from qemcli.spaces import WeightSpace, cnn, mlp
+from qemcli.testing import Twin
 from qemcli.verification import Check
 
 SPACE = cnn([1, 5, 7, 4], 3, positions=4)
@@ -52,6 +54,16 @@ def test_bad_twin_is_found() -> None:
     report = verification.verify(_predictor("nfn", "none"), _networks(SPACE), "monomial", CHECK)
     assert report.code == 1
     assert report.broken == ["monomial"]
+
+
+@pytest.mark.parametrize("architecture", ["statnn", "nfn", "monomial_nfn"])
+def test_twin_of_a_predictor_that_holds_does_not(architecture: str) -> None:
+    predictor = _predictor(architecture, "balanced")
+    twin = replace(predictor, model=Twin(predictor.model, SPACE))
+    report = verification.verify(twin, _networks(SPACE), None, CHECK)
+    assert report.claimed == sorted(predictor.claims)
+    assert report.code == 1
+    assert {"monomial", "permutation"} <= set(report.broken)
 
 
 def test_released_quasi_layer_does_not_hold_and_its_leak_is_told() -> None:

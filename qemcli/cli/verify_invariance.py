@@ -39,6 +39,9 @@ Tolerance = Annotated[
 Module = Annotated[
     str | None, typer.Option("--module", help="A stranger's predictor: package.module:factory.")
 ]
+TwinOption = Annotated[
+    bool, typer.Option("--twin", help="Judge the predictor's bad twin instead: it must not hold.")
+]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Errors by group and layer, .png.")]
 
 
@@ -52,6 +55,7 @@ def verify_invariance(
     dtype: Dtype = Precision.float64,
     tolerance: Tolerance = None,
     module: Module = None,
+    twin: TwinOption = False,
     activation: options.Activation = None,
     seed: options.Seed = 0,
     picture: Picture = None,
@@ -63,6 +67,7 @@ def verify_invariance(
     """Try random group elements, near, ordinary and extreme, with controls that must fail.
 
     Exit 0: it holds; 1: a claimed group does not; 6: nothing can be told (constant answers).
+    --twin shows that it would be found: the same predictor made to tell neurons apart, exit 1.
     Example: qem verify-invariance cnn-relu --json
     """
     import torch
@@ -72,7 +77,9 @@ def verify_invariance(
 
     sink = Sink(json, quiet, verbose)
     check = verification.Check(samples, seed, getattr(torch, dtype.value), tolerance)
-    found, about = _verified(checkpoint, group, zoo, networks, module, activation, check, sink)
+    found, about = _verified(
+        checkpoint, group, zoo, networks, module, twin, activation, check, sink
+    )
     if picture:
         pictures.errors(found.rows, picture)
         sink.note(f"picture: {picture}")
@@ -96,18 +103,27 @@ def _verified(
     zoo: str | None,
     networks: int,
     module: str | None,
+    twin: bool,
     activation: str | None,
     check: Check,
     sink: Sink,
 ) -> tuple[Report, dict[str, object]]:
     """(report, what was checked): a stranger's module, one of our predictors, or an ordinary
     checkpoint."""
+    from dataclasses import replace
+
     from qemcli import verification
+    from qemcli.errors import UsageError
     from qemcli.groups import applicable
     from qemcli.predictors import Predictor, is_predictor
+    from qemcli.testing import Twin
     from qemcli.zoos.opening import open_zoo
     from qemcli.zoos.zoo import Zoo
 
+    if twin and (module or not is_predictor(checkpoint)):
+        raise UsageError(
+            "--twin is of a predictor of ours", "leave out --twin, or see `qem models`"
+        )
     if module:
         opened = open_zoo(zoo, sink.note, activation=activation)
         space = next(iter(opened.batches(1)))[0]
@@ -119,6 +135,10 @@ def _verified(
         return report, {"module": module, "networks": len(flat)}
     if is_predictor(checkpoint):
         predictor = Predictor.load(checkpoint)
+        if twin:
+            named = f"bad twin of {predictor.name}"
+            model = Twin(predictor.model, predictor.space, check.seed)
+            predictor = replace(predictor, name=named, model=model)
         flat = verification.networks(predictor.space, _zoos(zoo, sink), networks, activation)
         report = verification.verify(predictor, flat, group, check)
         return report, {"predictor": predictor.name, "networks": len(flat)}
