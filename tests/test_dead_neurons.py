@@ -3,6 +3,8 @@ decay has taken whole rows below 1e-12, where the published normalisation stops 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ def trained() -> tuple[WeightSpace, dict[str, Tensor]]:
     w = space.unflatten(flat.double())
     pairs = space.matrices(w)
     faint = torch.zeros(len(flat), dtype=torch.bool)
-    for (weight, bias), (following, _) in zip(pairs, pairs[1:], strict=False):
+    for (weight, bias), (following, _) in pairwise(pairs):
         read = torch.cat([weight.flatten(2), bias[..., None]], dim=-1).norm(dim=2)
         given = following.transpose(1, 2).flatten(2).norm(dim=2)
         faint |= ((read < FAINT) | (given < FAINT)).any(dim=1)
