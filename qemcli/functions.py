@@ -31,9 +31,10 @@ SIDES = range(8, 65)  # image sides that are tried where the checkpoint does not
 
 
 def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run b networks on p shared inputs: (b, p, outputs), logits, in the dtype of `w`.
+    """Run b networks on p inputs: (b, p, outputs), logits, in the dtype of `w`.
 
-    `x` is (p, inputs), for CNNs (p, channels, height, width). sin is sin(w0 z), and the space's
+    `x` is (p, inputs) for all of them, or (b, p, inputs), each network's own; for CNNs
+    (p, channels, height, width), for all. sin is sin(w0 z), and the space's
     offset is added at the end. Raises InputError where the activation is not known or the
     inputs do not fit.
     """
@@ -43,11 +44,40 @@ def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     _check(space, x)
     run = _run_convolutions if space.layers[0].conv else _run_dense
     batch = len(w[space.tensors[0].name])
-    widest = max(space.widths) * len(x) * (x[0, 0].numel() if x.dim() == 4 else 1)
-    step = max(1, MEMORY // widest)
-    chunks = [{k: v[i : i + step] for k, v in w.items()} for i in range(0, batch, step)]
-    outputs = [run(space, chunk, x.to(w[space.tensors[0].name])) for chunk in chunks]
-    return torch.cat(outputs) if outputs else x.new_zeros(0, len(x), space.layers[-1].rows)
+    own = x.dim() == 3
+    count = x.shape[1] if own else len(x)
+    widest = max(space.widths) * count * (x[0, 0].numel() if x.dim() == 4 else 1)
+    x, step = x.to(w[space.tensors[0].name]), max(1, MEMORY // widest)
+    outputs = [
+        run(space, {k: v[i : i + step] for k, v in w.items()}, x[i : i + step] if own else x)
+        for i in range(0, batch, step)
+    ]
+    return torch.cat(outputs) if outputs else x.new_zeros(0, count, space.layers[-1].rows)
+
+
+def differentiate(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """What `respond` gives, (b, p, outputs), and its slopes (b, p, outputs, inputs) at `x`.
+
+    Of SIRENs, `x` as there; differentiable once more. Raises InputError as `respond`, and for
+    other networks.
+    """
+    space.check(w)
+    if space.activation != "sin" or space.layers[0].conv:
+        raise InputError(
+            "slopes are of SIRENs; these are other networks", "take their answers only"
+        )
+    _check(space, x)
+    w0 = space.forward.w0
+    batch = len(w[space.tensors[0].name])
+    h = x.to(w[space.tensors[0].name]).expand(batch, *x.shape[-2:])
+    slope = torch.eye(h.shape[2]).to(h)[:, None, :].expand(batch, h.shape[2], 1, h.shape[2])
+    for layer in space.layers:
+        h = torch.einsum("bpk,bjk->bpj", h, w[layer.weight])
+        h = h + w[layer.bias][:, None] if layer.bias else h
+        slope = torch.einsum("bipk,bjk->bipj", slope, w[layer.weight])
+        if layer is not space.layers[-1]:
+            h, slope = (w0 * h).sin(), slope * (w0 * (w0 * h).cos())[:, None]
+    return h + space.forward.offset, slope.permute(0, 2, 3, 1)
 
 
 def probe_inputs(
@@ -108,8 +138,9 @@ def _fits(space: WeightSpace, height: int, width: int) -> bool:
 
 
 def _check(space: WeightSpace, x: Tensor) -> None:
-    want = 4 if space.layers[0].conv else 2
-    if x.dim() != want or x.shape[1] != space.layers[0].cols:
+    conv = space.layers[0].conv
+    fits = x.dim() == 4 if conv else x.dim() in (2, 3)
+    if not fits or x.shape[1 if conv else -1] != space.layers[0].cols:
         raise InputError(
             f"inputs of shape {tuple(x.shape)} do not fit a {space.family} "
             f"that reads {space.layers[0].cols} channels"
@@ -123,7 +154,7 @@ def _activate(space: WeightSpace, z: Tensor) -> Tensor:
 
 
 def _run_dense(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return _dense(space, w, x.expand(len(w[space.tensors[0].name]), *x.shape), space.layers)
+    return _dense(space, w, x.expand(len(w[space.tensors[0].name]), *x.shape[-2:]), space.layers)
 
 
 def _dense(

@@ -216,7 +216,7 @@ def test_outputs_and_float32():
     w = space.unflatten(torch.randn(2, space.size, generator=torch.Generator().manual_seed(0)))
     for name in registry.names("architectures"):
         module = registry.load("architectures", name)
-        if hasattr(module, "PRESETS"):
+        if hasattr(module, "PRESETS") and name != "rendered_cnn":  # it draws INRs
             assert module.Model(space, module.Config(outputs=7))(w).shape == (2, 7)
 
 

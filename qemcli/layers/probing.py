@@ -1,0 +1,119 @@
+"""Probes: learned inputs on which networks are run, and what their answers are worth.
+
+An answer depends on a network as a function alone, so nothing made of answers can tell two points
+of an orbit apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qemcli.errors import InputError
+from qemcli.spaces import WeightSpace
+
+LATENT = 32  # numbers behind each probe of a generator
+
+
+class FreeProbes(nn.Module):
+    """`count` learned coordinates, each on its own, drawn from [-1, 1]: "vanilla probing"."""
+
+    def __init__(self, count: int, inputs: int) -> None:
+        super().__init__()
+        self.probes = nn.Parameter(2 * torch.rand(count, inputs) - 1)
+
+    def forward(self) -> Tensor:
+        return self.probes
+
+
+class GeneratedProbes(nn.Module):
+    """Coordinates x_p = G(z_p) with learned z_p and a deep linear G, all probes' in common."""
+
+    def __init__(self, count: int, inputs: int) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.randn(count, LATENT))
+        self.generator = nn.Sequential(nn.Linear(LATENT, LATENT), nn.Linear(LATENT, inputs))
+
+    def forward(self) -> Tensor:
+        return self.generator(self.latent)
+
+
+class FreeImages(nn.Module):
+    """`count` learned images (count, channels, height, width), kept in [-1, 1] by tanh."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.probes = nn.Parameter(torch.randn(count, *shape))
+
+    def forward(self) -> Tensor:
+        return self.probes.tanh()
+
+
+class GeneratedImages(nn.Module):
+    """Images tanh(G(z_p)): six transposed convolutions without activations, 32 x 32, brought to
+    the networks' own size."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.size = shape[1:]
+        self.latent = nn.Parameter(torch.randn(count, LATENT, 1, 1))
+        widths = (LATENT, 128, 64, 32, 32, 16, shape[0])
+        kinds = ((4, 1, 0), (4, 2, 1), (4, 2, 1), (3, 1, 1), (4, 2, 1), (3, 1, 1))
+        self.generator = nn.Sequential(
+            *(
+                nn.ConvTranspose2d(a, b, kernel, stride, padding)
+                for a, b, (kernel, stride, padding) in zip(widths, widths[1:], kinds, strict=False)
+            )
+        )
+
+    def forward(self) -> Tensor:
+        images = self.generator(self.latent)
+        return F.interpolate(images, self.size, mode="bilinear", align_corners=False).tanh()
+
+
+class Jitter(nn.Module):
+    """In training, every network sees the probes through a random affine map of its own.
+
+    `size` s: turns by up to s radians, scales and shears by up to s, shifts by up to s / 2 (of the
+    [-1, 1] range); 0 or evaluation: the identity.
+    """
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(maps (b, inputs, inputs), shifts (b, 1, inputs)) in the dtype of `like` (p, inputs)."""
+        n = like.shape[1]
+        eye = torch.eye(n).to(like)
+        if not self.training or not self.size:
+            return eye.expand(batch, n, n), like.new_zeros(batch, 1, n)
+        maps = eye + self.size * (2 * torch.rand(batch, n, n).to(like) - 1)
+        return maps, self.size * (torch.rand(batch, 1, n).to(like) - 0.5)
+
+
+def require_runnable(space: WeightSpace) -> None:
+    """InputError where the networks cannot be run: their activation or their w0 is not known."""
+    if space.activation is None:
+        raise InputError("the networks' activation is not known", "pass --activation NAME")
+
+
+def settled(space: WeightSpace, answers: Tensor) -> Tensor:
+    """Answers (b, p, outputs) on a scale that diverged networks do not leave.
+
+    Fields of coordinates stay as they are; of classifiers' logits, log-probabilities compressed by
+    sign(x) log(1 + |x|).
+    """
+    if space.family == "siren":
+        return answers
+    if space.layers[-1].rows > 1:
+        answers = answers.log_softmax(dim=2)
+    return answers.sign() * answers.abs().log1p()
+
+
+def batch_of(w: Mapping[str, Tensor]) -> int:
+    """How many networks."""
+    return len(next(iter(w.values())))
