@@ -39,7 +39,7 @@ from qemcli.machine import steady
 from qemcli.predictors import Design, Predictor
 from qemcli.processes import spread
 from qemcli.recipes import fields, read_toml
-from qemcli.samples import Sample, carried
+from qemcli.samples import Sample, carried, scored
 from qemcli.testing import invariance_error
 from qemcli.training import Rows, Run, Schedule
 
@@ -61,6 +61,16 @@ class Comparison:
     augmented: tuple[str, ...] = ()
     schedule: Schedule = Schedule()
     designs: tuple[Design, ...] = ()
+
+    @property
+    def edit(self) -> str | None:
+        """The edit of the designs, which must have the same; None where they do not edit."""
+        found = {design.edit for design in self.designs}
+        if len(found) > 1:
+            raise UsageError(
+                f"the designs are trained for different edits: {sorted(map(str, found))}"
+            )
+        return found.pop() if found else None
 
 
 @dataclass(frozen=True)
@@ -174,13 +184,14 @@ def _measured(
     trial: Trial, plan: Comparison, predictor: Predictor, test: Sample, seconds: float
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     task = registry.load("tasks", plan.task)
-    label_ = test.target.double().numpy()
     start = time.perf_counter()
-    predictions = {"none": predictor.predict(test.flat).double().numpy()}
+    answers = predictor.predict(test.flat)
     per_network = (time.perf_counter() - start) / len(test)
+    prediction, label_ = scored(task, answers, test.target)
+    predictions = {"none": prediction}
     for scales in dict.fromkeys((*plan.ranges, *filter(None, [trial.augment]))):
         copies = orbit(test, plan.group, scales, 99)
-        predictions[_named(scales)] = predictor.predict(copies.flat).double().numpy()
+        predictions[_named(scales)], _ = scored(task, predictor.predict(copies.flat), test.target)
     row: dict[str, Any] = {
         "design": trial.name,
         "augment": _named(trial.augment),

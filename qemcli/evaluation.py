@@ -15,7 +15,7 @@ from qemcli import groups, registry
 from qemcli.errors import InputError, UsageError
 from qemcli.intervals import interval
 from qemcli.predictors import Predictor
-from qemcli.samples import Sample, gather
+from qemcli.samples import Sample, gather, scored
 
 if TYPE_CHECKING:
     from qemcli.zoos.zoo import Zoo
@@ -89,7 +89,7 @@ def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]
     task = registry.load("tasks", predictor.task)
     if plan.thresholds != Plan.thresholds and not task.ORDERED:
         raise UsageError(f"--thresholds: a {task.TARGET} is neither more nor less than another")
-    sample = gather([zoo], task)
+    sample = gather([zoo], task, edit=predictor.design.edit)
     if not predictor.reads(sample.space):
         theirs = f"{predictor.space.family} {predictor.space.widths} {predictor.space.activation}"
         raise InputError(
@@ -98,8 +98,8 @@ def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]
         )
     rows = []
     for name, networks in moved(sample, plan):
-        prediction = predictor.predict(networks.flat, plan.batch_size, plan.device).double().numpy()
-        label = networks.target.double().numpy()
+        answers = predictor.predict(networks.flat, plan.batch_size, plan.device)
+        prediction, label = scored(task, answers, networks.target)
         for threshold in plan.thresholds:
             keep = label >= threshold
             row: dict[str, Any] = {"augment": name, "threshold": threshold, "n": int(keep.sum())}
@@ -126,6 +126,6 @@ def _one(task: Any, name: str, prediction: np.ndarray, label: np.ndarray) -> flo
 
 def predicted(predictor: Predictor, zoo: Zoo, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """(predictions, labels) of the zoo's labelled networks, as they are stored."""
-    sample = gather([zoo], registry.load("tasks", predictor.task))
-    prediction = predictor.predict(sample.flat, plan.batch_size, plan.device)
-    return prediction.double().numpy(), sample.target.double().numpy()
+    task = registry.load("tasks", predictor.task)
+    sample = gather([zoo], task, edit=predictor.design.edit)
+    return scored(task, predictor.predict(sample.flat, plan.batch_size, plan.device), sample.target)

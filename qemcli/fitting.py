@@ -20,7 +20,7 @@ from qemcli.errors import InputError, UsageError
 from qemcli.evaluation import with_intervals
 from qemcli.predictors import Predictor
 from qemcli.recipes import Recipe
-from qemcli.samples import Sample, carried, gather
+from qemcli.samples import Sample, carried, gather, scored
 from qemcli.training import Rows, Run
 from qemcli.zoos.opening import open_zoo
 
@@ -66,7 +66,8 @@ def collect(
     `test_where`."""
     names: list[str | None] = list(zoos or recipe.zoos) or [None]
     opened = [open_zoo(name, say, where=recipe.where, activation=activation) for name in names]
-    sample = gather(opened, registry.load("tasks", recipe.task), activation)
+    task = registry.load("tasks", recipe.task)
+    sample = gather(opened, task, activation, recipe.design.edit)
     sample = with_split(sample, recipe.seed, say)
     test = sample.index["split"].to_numpy() == "test"
     keep = ~test
@@ -119,11 +120,8 @@ def fit(
         folder.name, sample.space, recipe.design, recipe.task, model.cpu(), classes=sample.classes
     )
     held = sample.split("test")
-    prediction = predictor.predict(held.flat).double().numpy()
-    score = {
-        "n": len(held),
-        **with_intervals(task, prediction, held.target.double().numpy(), recipe.seed),
-    }
+    pair = scored(task, predictor.predict(held.flat), held.target)
+    score = {"n": len(held), **with_intervals(task, *pair, recipe.seed)}
     predictor.provenance = provenance(recipe, sample, len(train), len(val), score)
     if run.team.rank == 0:
         _write(predictor, recipe, score, history, folder)
@@ -188,7 +186,7 @@ def card(predictor: Predictor, recipe: Recipe, score: dict[str, Any]) -> str:
         f"| metric | on {score['n']} held-out networks | 95 % interval |",
         "|---|---|---|",
     ]
-    for name in ("tau", "r2", "mae", "accuracy", "macro_f1"):
+    for name in ("tau", "r2", "mae", "accuracy", "macro_f1", "mse", "psnr"):
         if name in score:
             low, high = score[f"{name}_low"], score[f"{name}_high"]
             lines.append(f"| {name} | {score[name]:.4f} | {low:.4f} to {high:.4f} |")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FILE = "predictor.safetensors"
 REMOVED = ("scale", "sign", "monomial", "phase")  # the groups that balance takes away
+EDITING = ("edit", "pixels")  # settings of an editor that are not its architecture's
 QUASI = ("none", "balanced", "exact", "paper", "released")
 
 
@@ -34,6 +35,8 @@ class Design:
     """What is trained: an architecture, its configuration, and the mode of its quasi layer.
 
     `balanced` stands in front of any architecture; the other modes are layers inside it (quasi.py).
+    Where `config` names an `edit`, it is the architecture's Editor that is trained, on `pixels`
+    places a batch (layers/shown.py).
     """
 
     architecture: str
@@ -44,6 +47,11 @@ class Design:
     def balanced(self) -> bool:
         return self.quasi == "balanced"
 
+    @property
+    def edit(self) -> str | None:
+        """What an editor is trained to do (qemcli.edits), None for everything else."""
+        return self.config.get("edit")
+
     def build(self, space: WeightSpace, outputs: int = 1) -> nn.Module:
         """A fresh module for this weight space; UsageError for what the architecture does not
         have."""
@@ -52,9 +60,19 @@ class Design:
                 f"no quasi mode is called '{self.quasi}'", registry.suggest(self.quasi, list(QUASI))
             )
         module = registry.load("architectures", self.architecture)
-        return module.Model(space, self._configured(module.Config, outputs))
+        if self.edit is None:
+            return module.Model(space, self._configured(module.Config, {"outputs": outputs}))
+        if not hasattr(module, "Editor"):
+            raise UsageError(
+                f"'{self.architecture}' has no editor: it answers about weights, not with weights",
+                f"these have one: {', '.join(editors())}",
+            )
+        from qemcli.layers.shown import Shown
 
-    def _configured(self, config: type, outputs: int) -> Any:
+        editor = module.Editor(space, self._configured(module.Config, {}))
+        return Shown(space, editor, self.config.get("pixels", 0))
+
+    def _configured(self, config: type, given: dict[str, int]) -> Any:
         known = {f.name: f for f in dataclasses.fields(config)}
         inside = self.quasi not in ("none", "balanced")
         if inside and "quasi" not in known:
@@ -62,7 +80,8 @@ class Design:
                 f"'{self.architecture}' has no equivariant layer to put '{self.quasi}' on",
                 "use --quasi balanced: it stands in front of any architecture",
             )
-        chosen = {**self.config, "outputs": outputs, **({"quasi": self.quasi} if inside else {})}
+        about = {k: v for k, v in self.config.items() if self.edit is None or k not in EDITING}
+        chosen = {**about, **given, **({"quasi": self.quasi} if inside else {})}
         for name, value in chosen.items():
             if name not in known:
                 raise UsageError(
@@ -71,6 +90,12 @@ class Design:
                 )
             chosen[name] = tuple(value) if isinstance(value, list) else value
         return config(**chosen)
+
+
+def editors() -> list[str]:
+    """The architectures that edit."""
+    names = registry.names("architectures")
+    return [n for n in names if hasattr(registry.load("architectures", n), "Editor")]
 
 
 def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Tensor]:

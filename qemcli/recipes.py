@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qemcli import registry
+from qemcli import edits, registry
 from qemcli.errors import InputError, UsageError
 from qemcli.predictors import Design
 from qemcli.shipped import shipped
@@ -75,7 +75,7 @@ def find(name: str, kind: str, file: str) -> Path:
 def load(path: Path) -> Recipe:
     """Read a training recipe; UsageError names what is wrong and what was probably meant."""
     document = read_toml(path)
-    known = {"zoo", "zoos", "where", "test_where", "task", "architecture", "quasi", "seed"}
+    known = {"zoo", "zoos", "where", "test_where", "task", "edit", "architecture", "quasi", "seed"}
     for key in document:
         if key not in known | {"config", "schedule"}:
             raise UsageError(
@@ -85,7 +85,7 @@ def load(path: Path) -> Recipe:
     design = Design(
         document.get("architecture", "statnn"),
         document.get("quasi", "none"),
-        document.get("config", {}),
+        _config(document, path),
     )
     try:
         schedule = Schedule(**fields(Schedule, document.get("schedule", {}), f"{path} [schedule]"))
@@ -93,3 +93,16 @@ def load(path: Path) -> Recipe:
         return Recipe(zoos=tuple(zoos), design=design, schedule=schedule, source=document, **plain)
     except TypeError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _config(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration of the design, with the edit that it is trained for."""
+    config = dict(document.get("config", {}))
+    if "edit" in document:
+        config["edit"] = str(edits.find(str(document["edit"])))
+    if (document.get("task") == "editing") != ("edit" in config):
+        raise UsageError(
+            f'{path}: task = "editing" and an edit go together',
+            f'for example edit = "dilate"; known: {", ".join(edits.names())}',
+        )
+    return config

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qemcli.edits import find
 from qemcli.errors import InputError
 from qemcli.predictors import Design, prepared
 from qemcli.spaces import WeightSpace
@@ -29,7 +30,8 @@ class Sample:
     Attributes:
         space: their weight space.
         flat: (n, D) float32 rows, as the design takes them (balanced where it balances).
-        target: (n,) float32, what the task asks.
+        target: (n,) float32, what the task asks; for an edit (n, c h w), the picture that is
+            wanted.
         index: their rows of the zoo's index.
         classes: the names of the classes, where the task has some.
     """
@@ -66,9 +68,11 @@ def carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
     return out
 
 
-def gather(zoos: list[Zoo], task: ModuleType, activation: str | None = None) -> Sample:
+def gather(
+    zoos: list[Zoo], task: ModuleType, activation: str | None = None, edit: str | None = None
+) -> Sample:
     """The labelled, finite networks of some zoos, which must share one weight space; as they are
-    stored.
+    stored. With an `edit` the target is that of the picture that each network shows.
 
     Raises InputError where nothing is left, or where the zoos hold more than one weight space.
     """
@@ -90,8 +94,8 @@ def gather(zoos: list[Zoo], task: ModuleType, activation: str | None = None) -> 
         raise InputError(
             f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with"
         )
-    if any(not spaces[0].fits(s) or s.activation != spaces[0].activation for s in spaces):
-        kinds = sorted({f"{s.family} {s.widths} {s.activation}" for s in spaces})
+    if any(not _alike(spaces[0], s) for s in spaces):
+        kinds = sorted({_kind(s) for s in spaces})
         raise InputError(
             f"the zoo mixes weight spaces: {'; '.join(kinds)}",
             "pick one with --where, e.g. --where \"activation == 'relu'\"",
@@ -99,4 +103,27 @@ def gather(zoos: list[Zoo], task: ModuleType, activation: str | None = None) -> 
     target = np.concatenate(targets)
     classes = task.classes(target, [zoo.record for zoo in zoos])
     index = pandas.concat(tables, ignore_index=True)
-    return Sample(spaces[0], torch.cat(flats), torch.from_numpy(target).float(), index, classes)
+    flat = torch.cat(flats)
+    wanted = torch.from_numpy(target).float() if edit is None else find(edit).of(spaces[0], flat)
+    return Sample(spaces[0], flat, wanted, index, classes)
+
+
+def _alike(space: WeightSpace, other: WeightSpace) -> bool:
+    """The same layers and activation and, where that is known of SIRENs, run in the same way."""
+    same = space.fits(other) and space.activation == other.activation
+    return same and (space.family != "siren" or space.forward == other.forward)
+
+
+def _kind(space: WeightSpace) -> str:
+    run = space.forward
+    told = f" w0 {run.w0:g} axes {run.axes} levels {run.levels}" if space.family == "siren" else ""
+    return f"{space.family} {space.widths} {space.activation}{told}"
+
+
+def scored(task: ModuleType, prediction: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(predictions, labels) in float64, as scores and intervals take them: (n, ...) and (n,).
+
+    A task with `reduced` has more of both than a bootstrap can carry.
+    """
+    pair = prediction.double().numpy(), target.double().numpy()
+    return task.reduced(*pair) if hasattr(task, "reduced") else pair

@@ -44,7 +44,8 @@ def compare(
     sink = Sink(json, quiet, verbose)
     plan = comparison.load(recipes.find(recipe, "comparison", "compare.toml"))
     opened = open_zoo(zoo or plan.zoo, sink.note, where=plan.where)
-    sample = with_split(gather([opened], load("tasks", plan.task)), 0, sink.note)
+    gathered = gather([opened], load("tasks", plan.task), edit=plan.edit)
+    sample = with_split(gathered, 0, sink.note)
     total = len(list(comparison.trials(plan)))
     with sink.progress("comparing", total) as advance:
         workers = workers or os.cpu_count() or 1
@@ -60,6 +61,7 @@ def compare(
         "sd",
         "r2",
         "macro_f1",
+        "mse",
         "difference",
         "low",
         "high",

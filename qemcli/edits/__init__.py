@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from qemcli import registry
+from qemcli import registry, signals
 from qemcli.errors import UsageError
+from qemcli.spaces import WeightSpace
+
+CHUNK = 256  # networks shown at a time
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,19 @@ class Edit:
 
     def __str__(self) -> str:
         return self.name if self.amount is None else f"{self.name}:{self.amount:g}"
+
+    def of(self, space: WeightSpace, flat: Tensor) -> Tensor:
+        """(n, D) image INRs -> the edit of what each of them shows, (n, c h w) on the [0, 1] scale.
+
+        Raises InputError where they are no image INRs, or where it is not known how they are run.
+        """
+        signals.check(space)
+        with torch.no_grad():
+            parts = [
+                self(signals.render(space, space.unflatten(rows))).flatten(1)
+                for rows in flat.split(CHUNK)
+            ]
+        return torch.cat(parts) if parts else flat.new_zeros(0, 0)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(b, c, h, w) on the [0, 1] scale -> the same; what lies outside is clipped first."""

@@ -1,0 +1,70 @@
+"""What an edited network shows: an editor with the renderer behind it, as training sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qemcli import signals
+from qemcli.expansion import folded
+from qemcli.functions import respond
+from qemcli.layers.features import Features
+from qemcli.spaces import WeightSpace
+
+
+class Glimpse(NamedTuple):
+    """Some pixels of pictures: values (b, c, m) on the [0, 1] scale, at places (m,) of the grid."""
+
+    values: Tensor
+    at: Tensor
+
+
+class Shown(nn.Module):
+    """dict of (b, *shape) -> the picture of each edited network, (b, c h w) on the [0, 1] scale.
+
+    That is the mean over branches j of what w + delta_j shows. The picture is the network's
+    function, so it is invariant to what the editor is equivariant to. In training it is a Glimpse
+    of `pixels` places drawn for every batch (0: all): an unbiased loss at a fraction of the cost.
+    """
+
+    kind = "invariant"
+
+    def __init__(self, space: WeightSpace, editor: nn.Module, pixels: int = 0) -> None:
+        super().__init__()
+        self.space, self.editor, self.pixels = space, editor, pixels
+        _, height, width = signals.check(space)
+        self.register_buffer("grid", signals.coordinates(space, height, width), persistent=False)
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """What the editor is equivariant to."""
+        return self.editor.claims(space)  # type: ignore[operator]
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """The editor's constants, where it has some."""
+        if calibrate := getattr(self.editor, "calibrate", None):
+            calibrate(w)
+
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """The editor's features, where it names them."""
+        named = getattr(self.editor, "equivariant", None)
+        return named(w) if named else []
+
+    def branches(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The edited networks: dict of (b, k, *shape)."""
+        deltas = self.editor(w)
+        return {name: w[name][:, None] + deltas[name] for name in self.space.names}
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor | Glimpse:
+        branches = self.branches(w)
+        k = branches[self.space.names[0]].shape[1]
+        grid: Tensor = self.grid  # type: ignore[assignment]
+        at = torch.arange(len(grid), device=grid.device)
+        if self.training and self.pixels:
+            at = torch.randperm(len(grid), device=grid.device)[: self.pixels]
+        outputs = respond(self.space, folded(branches), grid[at]).unflatten(0, (-1, k)).mean(1)
+        black, white = self.space.forward.levels
+        values = ((outputs - black) / (white - black)).transpose(1, 2)
+        return Glimpse(values, at) if self.training else values.flatten(1)
