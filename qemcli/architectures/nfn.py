@@ -88,6 +88,21 @@ PRESETS = {
         "siren-mnist",
     ),
 }
+_EDIT = Config((128, 128, 128), fourier=128)
+_CODED = replace(_EDIT, linear="np", io_code=(3, 3))
+_STYLE = "arXiv:2302.14040; its editing of INRs"
+EDITORS = {
+    "hnp-edit-mnist": Preset(_EDIT, 6_440_853, _STYLE, "siren-mnist"),
+    "hnp-edit-cifar": Preset(_EDIT, 12_878_235, _STYLE, "siren-cifar"),
+    "np-edit-mnist": Preset(_CODED, 4_133_656, _STYLE, "siren-mnist"),
+    "np-edit-cifar": Preset(_CODED, 4_133_656, _STYLE, "siren-cifar"),
+    "hnp-edit-small": Preset(
+        Config((16, 16), "hnp-full", standardised=True, fourier=8, fourier_scale=1.0),
+        None,
+        "ours: what two cores train",
+        "siren-mnist",
+    ),
+}
 
 
 class Model(nn.Module):

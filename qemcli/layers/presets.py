@@ -43,23 +43,27 @@ class Preset:
 
 def table() -> list[dict[str, Any]]:
     """Every preset of every architecture, with its published and its own count (`qem models
-    --presets`).
+    --presets`): of its Model in PRESETS, of its Editor in EDITORS.
     """
     rows = []
     for architecture in registry.names("architectures"):
         module = registry.load("architectures", architecture)
         for name, preset in getattr(module, "PRESETS", {}).items():
-            with torch.device("meta"):  # shapes are all that is counted
-                model = module.Model(preset.weight_space(), preset.config)
-            rows.append(
-                {
-                    "preset": name,
-                    "architecture": architecture,
-                    "space": preset.space,
-                    "quasi": getattr(preset.config, "quasi", "none"),
-                    "published": preset.published,
-                    "parameters": sum(p.numel() for p in model.parameters()),
-                    "source": preset.source,
-                }
-            )
+            rows.append(_row(architecture, module.Model, name, preset))
+        for name, preset in getattr(module, "EDITORS", {}).items():
+            rows.append(_row(architecture, module.Editor, name, preset))
     return rows
+
+
+def _row(architecture: str, made: type, name: str, preset: Preset) -> dict[str, Any]:
+    with torch.device("meta"):  # shapes are all that is counted
+        model = made(preset.weight_space(), preset.config)
+    return {
+        "preset": name,
+        "architecture": architecture,
+        "space": preset.space,
+        "quasi": getattr(preset.config, "quasi", "none"),
+        "published": preset.published,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "source": preset.source,
+    }
