@@ -98,7 +98,7 @@ class Checkpoint:
             return np.concatenate([arrays[n].astype(np.float32).ravel() for n in space.names])
 
 
-NO_WEIGHTS = frozenset({recognition.OPTIMISER, recognition.SCALAR})
+NO_WEIGHTS = frozenset({recognition.OPTIMISER, recognition.SCALAR, recognition.DATA})
 
 
 def _reason(dtype: str) -> str:
@@ -175,6 +175,8 @@ def identify(head: bytes) -> tuple[str, str]:
         if head.startswith(magic):
             return what, hint
     text = head.lstrip().lower() if b"\0" not in head[:8] else b""
+    if head[257:262] == b"ustar":
+        return "a tar archive that holds no zoo qem knows", "extract it and name the folder"
     if len(head) < 8:
         return f"empty or cut short ({len(head)} bytes)", "download or write it again"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):

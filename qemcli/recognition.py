@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
 from qemcli.ordering import Shape, Shapes, in_order, paired, unsupported
-from qemcli.spaces import ACTIVATIONS, Forward, Layer, WeightSpace, chain
+from qemcli.spaces import ACTIVATIONS, CONVENTIONS, Forward, Layer, WeightSpace, chain
 
 if TYPE_CHECKING:
     from torch import nn
 
 OPTIMISER = "state of the optimiser or the run, not of the network"
 SCALAR = "a single number, not weights"
+DATA = "data that the network was fitted to, not weights"
+FITTED = frozenset({"x", "y", "coef"})  # as the INRs of sine waves carry them beside their weights
 _RUN = re.compile(
     r"(^|[./_])(optim|optimizers?|optimizer_state\w*|(lr_)?schedulers?|scaler|rng_state)s?([./]|$)"
     r"|exp_avg|momentum_buffer|(^|[./])callbacks[./]",
@@ -109,6 +111,7 @@ def infer(
     if "qem.space" in metadata:
         return _declared(shapes, str(metadata["qem.space"]), known)
     skipped = {n: reason for n, s in shapes.items() if (reason := _passed_over(n, s))}
+    skipped |= {n: DATA for n in FITTED & set(shapes) if set(shapes) - FITTED - set(skipped)}
     left = {n: s for n, s in shapes.items() if n not in skipped}
     if not left:
         raise InputError("it holds no weights", "give a checkpoint with at least one layer")
@@ -190,8 +193,30 @@ def _build(
     w0, offset = _number(metadata, "w0", "omega_0"), _number(metadata, "offset")
     if family == "mlp" and (w0 is not None or activation == "sin"):
         family, activation = "siren", activation or "sin"
-        forward = Forward(w0=30.0 if w0 is None else w0, offset=offset or 0.0, known=w0 is not None)
+        stated = {"axes": "", "offset": offset or 0.0, **CONVENTIONS.get(_said(metadata), {})}
+        forward = Forward(w0=30.0 if w0 is None else w0, known=w0 is not None, **stated)
     return chain(layers, family, kernels, activation, forward)
+
+
+def _said(metadata: Mapping[str, Any]) -> str:
+    """The convention that the file states, or an empty text."""
+    return str(metadata.get("convention", metadata.get("config.convention", "")))
+
+
+def siren_of(
+    space: WeightSpace, w0: float, convention: str, image: tuple[int, ...] | None = None
+) -> WeightSpace:
+    """The same tensors, run as a SIREN; InputError for what is none (convolutions, another
+    activation), UsageError for an unknown convention."""
+    if convention not in CONVENTIONS:
+        raise UsageError(
+            f"no convention is called '{convention}'", f"known: {', '.join(CONVENTIONS)}"
+        )
+    if space.family == "cnn" or space.activation not in (None, "sin"):
+        raise InputError(f"not a SIREN: a {space.family} with {space.activation or 'convolutions'}")
+    shown = image or space.forward.image
+    forward = Forward(w0=w0, image=shown, known=True, **CONVENTIONS[convention])
+    return replace(space, family="siren", activation="sin", forward=forward)
 
 
 def _padding(kernels: Mapping[str, tuple[int, int]]) -> int:

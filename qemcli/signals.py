@@ -33,9 +33,10 @@ def check(space: WeightSpace, size: tuple[int, int] | None = None) -> tuple[int,
             f"not a SIREN: {known}{'' if space.activation else ' one'}",
             f"if it is one, say how it is run: --w0 30 --convention {'|'.join(CONVENTIONS)}",
         )
-    if not space.forward.known:
+    if not space.forward.known or space.forward.axes not in ("ij", "xy"):
+        lacking = "axes and levels" if space.forward.known else "w0, axes and levels"
         raise InputError(
-            "how the SIREN is run is not known: w0, axes and levels",
+            f"how the SIREN is run is not known: {lacking}",
             f"pass --w0 30 --convention {'|'.join(CONVENTIONS)}",
         )
     channels, *own = space.forward.image or (outputs,)

@@ -102,7 +102,7 @@ class Forward:
     junction: str = "none"  # none | pool | flatten
     w0: float = 1.0  # SIREN: sin(w0 (W x + b))
     offset: float = 0.0  # SIREN: added to the output
-    axes: str = "ij"  # SIREN: the first coordinate is the row (ij) or the column (xy)
+    axes: str = "ij"  # SIREN: the first coordinate is the row (ij) or the column (xy); "": unknown
     levels: tuple[float, float] = (-1.0, 1.0)  # SIREN: the outputs of black and of white
     image: tuple[int, ...] | None = (
         None  # (channels, height, width): a CNN's input, what an INR shows

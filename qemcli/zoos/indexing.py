@@ -25,10 +25,11 @@ from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.zoos import tables
 from qemcli.zoos.chunks import FileChunk, RowChunk
 from qemcli.zoos.layouts.folder import nothing
-from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, read_index
+from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, origin, read_index
 from qemcli.zoos.merging import Merge, aligned, read_part, read_rows
 from qemcli.zoos.resolve import locate
 from qemcli.zoos.scan import Entry, listing
+from qemcli.zoos.zoo import Zoo, layout_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -51,6 +52,7 @@ class Plan:
     ignored: int = 0
     failures: tuple[dict[str, str], ...] = ()
     kept: pyarrow.Table | None = None
+    left_out: tuple[dict[str, Any], ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """What a dry run says."""
@@ -130,10 +132,7 @@ def _alone(folder: Path) -> Iterator[Path]:
 
 
 def _plan(path: Path, folder: Path, update: bool, activation: str | None) -> Plan:
-    from qemcli.zoos.layouts import small_cnn
-
-    published = path.is_dir() and ((path / INDEX).is_file() or small_cnn.sniff(path))
-    if path.suffix == ".parquet" or (published and not _of_files(path)):
+    if layout_of(path) != "folder" and not _of_files(path):
         return _plan_rows(path, folder)
     root = path if path.is_dir() else path.parent
     found = listing(root)
@@ -168,18 +167,16 @@ def _of_files(path: Path) -> bool:
 
 
 def _plan_rows(path: Path, folder: Path) -> Plan:
-    from qemcli.zoos.zoo import Zoo
-
     zoo = Zoo.open(path)
-    root = path if path.is_dir() else path.parent
-    layout = zoo.layout if zoo.layout == "small_cnn" else "indexed"
+    layout, root = (zoo.layout, path) if zoo.layout != "indexed" else origin(path)
     source = {"layout": layout, "path": os.path.relpath(root, folder)}
     starts = range(0, len(zoo), CHUNK_ROWS)
     stamp = (path / INDEX if (path / INDEX).is_file() else path).stat().st_mtime_ns
     chunks: list[Chunk] = [
         RowChunk(str(path), s, min(s + CHUNK_ROWS, len(zoo)), stamp) for s in starts
     ]
-    return Plan(root, folder, source, chunks, len(zoo))
+    failed, left_out = tuple(zoo.failures), tuple(zoo.record.get("left_out", ()))
+    return Plan(path, folder, source, chunks, len(zoo), failures=failed, left_out=left_out)
 
 
 def _cut(entries: list[Entry]) -> Iterator[list[Entry]]:
@@ -282,6 +279,7 @@ def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
         "activations": merge.activations,
         "ignored": plan.ignored,
         **({"labels": labels.report} if labels else {}),
+        **({"left_out": list(plan.left_out)} if plan.left_out else {}),
         "failed": failures,
     }
 

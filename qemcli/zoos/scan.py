@@ -15,6 +15,7 @@ from typing import Any
 from qemcli.checkpoints import Checkpoint, identify, open_checkpoint, peek
 from qemcli.errors import QemError
 from qemcli.spaces import WeightSpace
+from qemcli.zoos.members import repository
 from qemcli.zoos.sources import arch_key
 
 # A file with one of these is a checkpoint, or a failure: it is never passed over.
@@ -30,11 +31,14 @@ OTHERS = (
 _RUN_STATE = re.compile(
     r"^(optimizer|scheduler|scaler|trainer_state|training_args|rng_state)[\w.-]*$"
 )
-STATED = ("qem.space", "activation", "config.activation", "w0", "omega_0", "offset")
+STATED = (
+    "qem.space", "activation", "config.activation", "w0", "omega_0", "offset", "convention",
+    "config.convention",
+)  # fmt: skip
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 LABELS = (
     "test_accuracy", "test_loss", "train_accuracy", "train_loss", "val_accuracy", "val_loss",
-    "seed", "step", "epoch", "run", "split", "final",
+    "seed", "step", "epoch", "run", "split", "final", "label", "image", "psnr", "steps",
 )  # fmt: skip
 
 
@@ -59,7 +63,7 @@ class Listing:
 def listing(root: Path) -> Listing:
     """Every checkpoint below `root`: regular files only, and no link that leaves the tree."""
     found = Listing()
-    inside = os.path.realpath(_repository(root))
+    inside = os.path.realpath(repository(root))
     _walk(found, str(root), "", inside)
     found.entries.sort(key=lambda entry: entry.file)
     return found
@@ -78,12 +82,6 @@ def _walk(found: Listing, folder: str, below: str, inside: str) -> None:
         if reason:
             shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
             found.failures.append({"checkpoint": shown, "reason": reason})
-
-
-def _repository(root: Path) -> Path:
-    """The Hub's cache links from snapshots/ to blobs/ beside it: that is one tree."""
-    parents = root.resolve().parents
-    return next((p.parent for p in [root.resolve(), *parents] if p.name == "snapshots"), root)
 
 
 def _take(found: Listing, item: os.DirEntry[str], relative: str, inside: str) -> str | None:

@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from qemcli.checkpoints import open_checkpoint
+from qemcli.checkpoints import FETCH, open_checkpoint
 from qemcli.errors import InputError, QemError
 from qemcli.formats import safetensors
+from qemcli.formats._alike import Alike
 from qemcli.recognition import infer
 from qemcli.spaces import WeightSpace
+from qemcli.zoos.members import Member, tree
 
 if TYPE_CHECKING:
     import pandas
 
+MEMBER = ("file", "size", "offset", "packed")  # the columns that say where a member lies
 Source: TypeAlias = "Callable[[WeightSpace, pandas.DataFrame], tuple[np.ndarray, dict[int, str]]]"
 
 
@@ -111,6 +114,31 @@ def _row(path: Path, space: WeightSpace) -> np.ndarray:
     if any(found.get(name) != shape for name, shape in space.shapes.items()):
         raise InputError(f"{path}: its tensors are not those of the index", "index the zoo again")
     return checkpoint.row(space)
+
+
+def members(root: Path) -> Source:
+    """Rows that are torch files below a folder or in an archive, by the columns `file`, `size`,
+    `offset` and `packed`; those that cannot be read any more are named."""
+    reader = Alike()
+
+    def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
+        out = np.full((len(table), space.size), np.nan, np.float32)
+        bad: dict[int, str] = {}
+        found = tree(root)
+        if found is None:
+            raise InputError(f"{root}: the archive of this zoo is no tar and no zip", FETCH)
+        columns = zip(*(table[c].tolist() for c in MEMBER), strict=True)
+        for i, (name, size, offset, packed) in enumerate(columns):
+            try:
+                kind, row = reader.read(found.read(Member(name, size, offset, packed)))
+                if kind.space.shapes != space.shapes:
+                    raise InputError("its tensors are not those of the zoo's other networks")
+                out[i] = row
+            except QemError as error:
+                bad[i] = error.message
+        return out, bad
+
+    return read
 
 
 def matrix(weights: np.ndarray, order: np.ndarray) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ class Zoo:
         layout: the module of zoos/layouts that opened it.
         record: what zoo.json or the card says (name, licence, recipe, ...).
         failures: {"checkpoint", "reason"} of what could not be read; `load` adds to it.
+        copies: opens the zoo with the augmented copies that its layout leaves out, which `where`
+        does for a filter over the column `augmented`.
     """
 
     index: pandas.DataFrame
@@ -41,6 +43,7 @@ class Zoo:
     layout: str
     record: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
+    copies: Callable[[], Zoo] | None = None
 
     @classmethod
     def open(cls, path: str | Path, activation: str | None = None, statistics: bool = False) -> Zoo:
@@ -54,12 +57,8 @@ class Zoo:
         from qemcli.zoos.resolve import locate
 
         where = locate(path)
-        for name in sorted(registry.names("zoos.layouts"), key=_rank):
-            layout = registry.load("zoos.layouts", name)
-            if layout.sniff(where):
-                zoo = layout.open(where, activation=activation, statistics=statistics)
-                return zoo._stated(activation)
-        raise UsageError(f"{path}: neither a zoo nor a checkpoint")
+        layout = registry.load("zoos.layouts", layout_of(where))
+        return layout.open(where, activation=activation, statistics=statistics)._stated(activation)
 
     def _stated(self, activation: str | None) -> Zoo:
         """With the caller's activation where none is known."""
@@ -79,11 +78,13 @@ class Zoo:
 
     def take(self, positions: Any) -> Zoo:
         """The zoo of these rows of the index (positions or a mask), numbered anew."""
-        return replace(self, index=self.index.iloc[positions].reset_index(drop=True))
+        return replace(self, index=self.index.iloc[positions].reset_index(drop=True), copies=None)
 
     def where(self, expression: str) -> Zoo:
         """The rows for which the filter holds: `zoo.where("lr < 0.1 and step == 86")`."""
-        return self.take(np.flatnonzero(where_rows(self.index, expression)))
+        asked = self.copies is not None and "augmented" in expression
+        zoo = self.copies() if self.copies is not None and asked else self
+        return zoo.take(np.flatnonzero(where_rows(zoo.index, expression)))
 
     def split(self, name: str) -> Zoo:
         """The rows whose split is `name`; UsageError where there is none."""
@@ -124,6 +125,17 @@ class Zoo:
             for start in range(0, len(positions), size):
                 yield self._read(space, positions[start : start + size])
 
+    def balanced(self, positions: np.ndarray) -> Tensor | None:
+        """(n, D) float32, the balanced representatives that `qem index --balanced` keeps of rows of
+        one architecture and activation; None where they are not kept."""
+        import torch
+
+        from qemcli.zoos.balanced import FOLDER, read
+
+        folder = (self.path if self.path.is_dir() else self.path.parent) / FOLDER
+        found = read(folder, self.index.iloc[positions]) if folder.is_dir() else None
+        return None if found is None else torch.from_numpy(found)
+
     def _read(
         self, space: WeightSpace, positions: np.ndarray
     ) -> tuple[WeightSpace, Tensor, np.ndarray]:
@@ -139,6 +151,15 @@ class Zoo:
         return space, torch.from_numpy(np.ascontiguousarray(flat)), positions
 
 
-def _rank(layout: str) -> tuple[bool, str]:
-    """A plain folder is asked last: every zoo lies in one."""
-    return layout in ("folder", "single"), layout
+def layout_of(path: Path) -> str:
+    """The name of the layout that claims what lies at `path`; UsageError where none does."""
+    for name in sorted(registry.names("zoos.layouts"), key=_rank):
+        if registry.load("zoos.layouts", name).sniff(path):
+            return name
+    raise UsageError(f"{path}: neither a zoo nor a checkpoint")
+
+
+def _rank(layout: str) -> tuple[bool, bool, str]:
+    """An index goes before what it was made from; a plain folder is asked last: every zoo lies in
+    one."""
+    return layout in ("folder", "single"), layout != "indexed", layout

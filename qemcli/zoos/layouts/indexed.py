@@ -86,17 +86,32 @@ def _meta(file: Path, schema: pyarrow.Schema) -> dict[str, Any]:
     return meta
 
 
-def _source(file: Path, table: pandas.DataFrame, meta: dict[str, Any]) -> sources.Source:
-    """By its columns: shards beside the index, files below a root, or another layout's rows."""
+def origin(path: Path) -> tuple[str, Path]:
+    """(layout, path) of what an index was made from: its own folder where it says nothing."""
+    from pyarrow import parquet
+
+    file = path / INDEX if path.is_dir() else path
+    return _origin(file, _meta(file, parquet.read_schema(file)))
+
+
+def _origin(file: Path, meta: dict[str, Any]) -> tuple[str, Path]:
     stated = meta.get("source")
-    stated = stated if isinstance(stated, dict) else {}
+    stated = stated if isinstance(stated, dict) else {"layout": "indexed"}
     root = Path(os.path.normpath(file.parent / str(stated.get("path", "."))))
-    layout = stated.get("layout", "folder")
+    return str(stated.get("layout", "folder")), root
+
+
+def _source(file: Path, table: pandas.DataFrame, meta: dict[str, Any]) -> sources.Source:
+    """By its columns: shards beside the index, members of an archive or files below a root, or
+    another layout's rows."""
+    layout, root = _origin(file, meta)
     if "shard" in table and table["shard"].notna().any():
         return sources.shards(root)
-    if layout in ("folder", "single"):
+    if "offset" in table:
+        return sources.members(root)
+    if layout in ("folder", "single", "indexed"):
         return sources.files(root)
-    return registry.load("zoos.layouts", str(layout)).open(root).source
+    return registry.load("zoos.layouts", layout).open(root).source
 
 
 def _record(folder: Path) -> dict[str, Any]:
