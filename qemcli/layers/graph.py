@@ -1,0 +1,256 @@
+"""A network as a graph of dense blocks: a node a neuron, inputs included; an edge a weight.
+
+Nodes are one tensor (b, N, c), layer after layer, n_0 first. Edges stand in blocks of their target
+layer l = 0..L, with the sources below before those above:
+
+    block l: (b, n_l, n_{l-1} + n_{l+1}, c)      [ W_l[i, j] | W_{l+1}[k, i] reversed ]
+
+so every aggregation is a reduction over axis 2, without gather or scatter, and the batch is free.
+The edge of a convolution carries its kernel taps, that of a flattened junction its positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qemcli.errors import UnsupportedError
+from qemcli.functions import FUNCTIONS
+from qemcli.layers.neurons import uniform
+from qemcli.spaces import WeightSpace
+
+FORWARD, REVERSED, BOTH = 0, 1, 2  # raw channels of an edge: (w, 0, w), reversed (0, w, w)
+
+
+class Windows:
+    """Where the taps of each layer stand in a window shared by all: kernels centred (the odd one
+    left over goes behind), a single tap in the middle; a flattened junction has its own window.
+
+    `sizes` are the taps of the windows; `cut` takes a layer's taps (last axis) out of them.
+    """
+
+    def __init__(self, space: WeightSpace) -> None:
+        kernels = [space[la.weight].unfolded[2:] if la.conv else (1, 1) for la in space.layers]
+        height, width = (max(side) for side in zip(*kernels, strict=True))
+        self.sizes, self.places = [height * width], []
+        for la, (h, w) in zip(space.layers, kernels, strict=True):
+            if la.conv or la.taps == 1:
+                top, left = (height - h) // 2, (width - w) // 2
+                place = [(top + i) * width + left + j for i in range(h) for j in range(w)]
+                self.places.append((0, place))
+            else:
+                self.places.append((len(self.sizes), list(range(la.taps))))
+                self.sizes.append(la.taps)
+
+    def cut(self, windows: Sequence[Tensor], l: int) -> Tensor:
+        """The taps of layer l (0 is the first) out of `windows`, one (..., size) for each size."""
+        window, place = self.places[l]
+        whole = len(place) == self.sizes[window]
+        return windows[window] if whole else windows[window][..., place]
+
+
+class RawEdges(nn.Module):
+    """An affine map of the entries themselves: Linear(3 taps, c) of (forward, reversed, sum)."""
+
+    def __init__(self, windows: Windows, channels: int) -> None:
+        super().__init__()
+        self.windows = windows
+        self.weights = nn.ParameterList(torch.empty(channels, 3, n) for n in windows.sizes)
+        self.bias = nn.Parameter(torch.empty(channels))
+        for weight in self.weights:
+            uniform(weight, 3 * weight.shape[-1])
+        uniform(self.bias, 3 * windows.sizes[0])
+
+    def forward(self, x: Tensor, l: int, way: int, weight: Tensor, bias: Tensor) -> Tensor:
+        """Entries x (b, i, j, taps) of layer l, embedded, and then through weight and bias."""
+        own = self.windows.cut(list(self.weights), l)
+        return F.linear(x, weight @ (own[:, way] + own[:, BOTH]), weight @ self.bias + bias)
+
+    def absent(self) -> Tensor:
+        """(c,): the embedding of an edge that is not there."""
+        return self.bias
+
+
+class FourierEdges(nn.Module):
+    """Random Fourier features of (forward, reversed, sum), then Linear(2 frequencies, c).
+
+    The frequencies are drawn once, with standard deviation `spread`, saved, and not trained.
+    """
+
+    def __init__(self, windows: Windows, channels: int, frequencies: int, spread: float) -> None:
+        super().__init__()
+        self.windows = windows
+        for i, n in enumerate(windows.sizes):
+            self.register_buffer(f"frequencies{i}", spread * torch.randn(frequencies, 3, n))
+        self.linear = nn.Linear(2 * frequencies, channels)
+
+    def forward(self, x: Tensor, l: int, way: int, weight: Tensor, bias: Tensor) -> Tensor:
+        """Entries x (b, i, j, taps) of layer l, embedded, and then through weight and bias."""
+        windows = [self.get_buffer(f"frequencies{i}") for i in range(len(self.windows.sizes))]
+        own = self.windows.cut(windows, l)
+        waves = _waves(x, own[:, way] + own[:, BOTH])
+        return F.linear(waves, weight @ self.linear.weight, weight @ self.linear.bias + bias)
+
+    def absent(self) -> Tensor:
+        """(c,): the embedding of an edge that is not there."""
+        still = _waves(self.linear.bias.new_zeros(1), self.get_buffer("frequencies0")[:, 0, :1])
+        return self.linear(still)
+
+
+class FourierNodes(nn.Module):
+    """Random Fourier features of a bias, then Linear(2 frequencies, c)."""
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, frequencies: int, spread: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", spread * torch.randn(frequencies, 1))
+        self.linear = nn.Linear(2 * frequencies, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(_waves(x, self.frequencies))
+
+
+def _waves(x: Tensor, frequencies: Tensor) -> Tensor:
+    """x (..., taps), frequencies (f, taps) -> (..., 2 f)."""
+    angle = F.linear(x, 2 * math.pi * frequencies)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class Probes(nn.Module):
+    """Every neuron's values at p learned inputs in [-1, 1]: Linear(p, c) and LayerNorm, a layer.
+
+    The inputs' own values are the coordinates, the outputs' those of the network with its offset.
+    Dense networks only (UnsupportedError).
+    """
+
+    def __init__(self, space: WeightSpace, count: int, channels: int) -> None:
+        super().__init__()
+        if space.layers[0].conv or space.activation is None:
+            raise UnsupportedError(
+                "probe features run dense networks whose activation is known",
+                "leave them out: probes = 0",
+            )
+        self.space = space
+        self.points = nn.Parameter(2 * torch.rand(count, space.widths[0]) - 1)
+        self.maps = nn.ModuleList(
+            nn.Sequential(nn.Linear(count, channels), nn.LayerNorm(channels)) for _ in space.widths
+        )
+
+    def values(self, w: Mapping[str, Tensor]) -> list[Tensor]:
+        """(b, n_l, p) of every layer, inputs first."""
+        space, run = self.space, self.space.forward
+        pairs = space.matrices(w)
+        values = [self.points.T.expand(len(pairs[0][0]), -1, -1)]
+        for la, (weight, bias) in zip(space.layers, pairs, strict=True):
+            z = torch.baddbmm(bias[..., None], weight.flatten(2), values[-1])
+            if la is space.layers[-1]:
+                values.append(z + run.offset)
+            else:
+                z = run.w0 * z if space.activation == "sin" else z
+                values.append(FUNCTIONS[space.activation or ""](z))
+        return values
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        """(b, N, c)."""
+        return torch.cat([m(v) for m, v in zip(self.maps, self.values(w), strict=True)], dim=1)
+
+
+class Entry(nn.Module):
+    """Networks -> embedded nodes and edges: standardised entries, and learned codes of places.
+
+    A code an input neuron, one a hidden layer, one an output neuron: those tell apart what may not
+    change places. Source: arXiv:2403.12143, with `calibrate` setting one mean and std a tensor.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, space: WeightSpace, nodes: int, edges: int, fourier: int, spread: float, probes: int
+    ) -> None:
+        super().__init__()
+        self.space, windows = space, Windows(space)
+        self.bias_map: nn.Module
+        self.weight_map: RawEdges | FourierEdges
+        if fourier:
+            self.bias_map = FourierNodes(nodes, fourier, spread)
+            self.weight_map = FourierEdges(windows, edges, fourier, spread)
+        else:
+            self.bias_map, self.weight_map = nn.Linear(1, nodes), RawEdges(windows, edges)
+        self.probes = Probes(space, probes, nodes) if probes else None
+        self.node_in, self.edge_in = nn.Linear(nodes, nodes), nn.Linear(edges, edges)
+        self.kinds = places(space)
+        self.codes = nn.Parameter(torch.randn(max(self.kinds) + 1, nodes))
+        self.register_buffer("shift", torch.zeros(len(space.layers), 2))
+        self.register_buffer("scale", torch.ones(len(space.layers), 2))
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """One mean and one std a tensor, from the training set: no symmetry is broken."""
+        for l, pair in enumerate(self.space.matrices(w)):
+            for i, x in enumerate(pair):
+                mean = x.mean(dtype=torch.float64)
+                std = (x - mean).square().mean(dtype=torch.float64).sqrt()
+                self.shift[l, i] = mean
+                self.scale[l, i] = torch.where(std > 0, std, torch.ones_like(std))
+
+    def nodes(self, w: Mapping[str, Tensor]) -> Tensor:
+        """(b, N, nodes); the inputs have no bias and read as zeros."""
+        pairs = self.space.matrices(w)
+        done = [
+            (bias - shift) / scale
+            for (_, bias), shift, scale in zip(
+                pairs, self.shift[:, 1], self.scale[:, 1], strict=True
+            )
+        ]
+        inputs = done[0].new_zeros(len(done[0]), self.space.widths[0])
+        x = self.bias_map(torch.cat([inputs, *done], dim=1)[..., None])
+        if self.probes is not None:
+            x = x + self.probes(w)
+        return self.node_in(x) + self.codes[self.kinds]
+
+    def edges(
+        self, w: Mapping[str, Tensor], weight: Tensor, bias: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The embedded edges through one more affine map (o, edges): forward and reversed copies.
+
+        Forward (b, n_l, n_{l-1}, o), reversed (b, n_{l-1}, n_l, o), l = 1..L. Handing over the map
+        saves the embedding itself: affine maps are joined before they meet an edge.
+        """
+        bias = weight @ self.edge_in.bias + bias
+        weight = weight @ self.edge_in.weight
+        forward, back = [], []
+        for l, (x, _) in enumerate(self.space.matrices(w)):
+            x = (x - self.shift[l, 0]) / self.scale[l, 0]
+            forward.append(self.weight_map(x, l, FORWARD, weight, bias))
+            back.append(self.weight_map(x.transpose(1, 2), l, REVERSED, weight, bias))
+        return forward, back
+
+
+def places(space: WeightSpace) -> list[int]:
+    """The kind of every node: each input its own, one a hidden layer, each output its own."""
+    n, *hidden, outputs = space.widths
+    kinds = list(range(n))
+    for width in hidden:
+        kinds += [kinds[-1] + 1] * width
+    return kinds + [kinds[-1] + 1 + i for i in range(outputs)]
+
+
+def blocks(forward: list[Tensor], back: list[Tensor]) -> list[Tensor]:
+    """Edges by target layer, 0..L: the sources below, then those above."""
+    last = len(forward)
+    parts = [
+        ([forward[l - 1]] if l else []) + ([back[l]] if l < last else []) for l in range(last + 1)
+    ]
+    return [torch.cat(part, dim=2) if len(part) > 1 else part[0] for part in parts]
+
+
+def sources(layers: Sequence[Tensor]) -> list[Tensor]:
+    """Node features (b, n_l, c) of every layer -> those of each block's sources (b, m_l, c)."""
+    last = len(layers) - 1
+    parts = [layers[max(l - 1, 0) : l] + layers[l + 1 : l + 2] for l in range(last + 1)]  # type: ignore[operator]
+    return [torch.cat(list(part), dim=1) for part in parts]

@@ -1,0 +1,194 @@
+"""Principal neighbourhood aggregation on blocks of edges: the messages of NG-GNN.
+
+    m_ij = s(e_ij) * A [x_i, x_j] + t(e_ij)            [s, t] = Linear(D, 2D)
+    x_i' = Linear(Linear([x_i, agg_i, c_i agg_i]))     agg_i = [mean, min, max, std]_j m_ij
+    e_ij' = Linear(silu(Linear e_ij + Linear x_j' + Linear x_i'))
+
+c_i = log(deg_i + 1) over its mean. A is split into the parts of i and of j, c_i is a constant of
+the layer, and whatever is linear in a row is one matrix. Source: arXiv:2403.12143 and, for the
+aggregation, arXiv:2004.05718.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from qemcli.layers.graph import Entry, blocks, sources
+from qemcli.spaces import WeightSpace
+
+FLOOR = 1e-5  # of the variance
+
+
+class PNA(nn.Module):
+    """Node update from nodes (b, N, D) and the [s, t] of every block, (b, n_l, m_l, 2D).
+
+    Edges of D channels; `encoder` is the map to [s, t], left to the caller. The widths are those of
+    the node layers, inputs first.
+    """
+
+    def __init__(self, widths: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        degrees = [a + b for a, b in zip([0, *widths[:-1]], [*widths[1:], 0], strict=True)]
+        logs = [math.log(d + 1) for d in degrees]
+        average = sum(n * log for n, log in zip(widths, logs, strict=True)) / sum(widths)
+        self.amplification = [log / average for log in logs]
+        self.encoder = nn.Linear(channels, 2 * channels)
+        self.pre = nn.Linear(2 * channels, channels)
+        self.post = nn.Linear(9 * channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+        d = x.shape[-1]
+        target, source = self.pre.weight.split(d, dim=1)
+        p = F.linear(x, target, self.pre.bias).split(self.widths, dim=1)
+        q = sources(F.linear(x, source).split(self.widths, dim=1))
+        post = self.out.weight @ self.post.weight
+        bias = self.out.weight @ self.post.bias + self.out.bias
+        own, plain, scaled = post.split([d, 4 * d, 4 * d], dim=1)
+        updates = [
+            F.linear(aggregate(st, p[l], q[l]), plain + self.amplification[l] * scaled)
+            for l, st in enumerate(modulation)
+        ]
+        return F.linear(x, own, bias) + torch.cat(updates, dim=1)
+
+
+class EdgeUpdate(nn.Module):
+    """e_ij' = inner-to-outer of silu(Linear e_ij + Linear x_j + Linear x_i), without a residual.
+
+    `forward` stops before the outer Linear, which callers join to what comes next.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.edge = nn.Linear(channels, channels)
+        self.source = nn.Linear(channels, channels)
+        self.target = nn.Linear(channels, channels)
+        self.outer = nn.Linear(channels, channels)
+
+    def forward(self, edges: Sequence[Tensor], x: Tensor, widths: list[int]) -> list[Tensor]:
+        """edges: Linear e, its bias included, by target block."""
+        joined = torch.cat([self.target.weight, self.source.weight])
+        bias = torch.cat([self.target.bias, self.source.bias])
+        target, source = F.linear(x, joined, bias).chunk(2, dim=-1)
+        pairs = zip(edges, target.split(widths, 1), sources(source.split(widths, 1)), strict=True)
+        return [F.silu(e + t[:, :, None] + s[:, None]) for e, t, s in pairs]
+
+
+class GNN(nn.Module):
+    """NG-GNN's backbone: networks -> nodes (b, N, D) and the weights' edges (b, n_l, n_{l-1}, D).
+
+    Every weight is two edges, one each way; LayerNorm and SiLU on nodes between the layers (the
+    published code's norm is over all nodes of all networks of a batch: answers leak between them).
+    """
+
+    def __init__(
+        self, space: WeightSpace, channels: int, layers: int, entry: Entry, dropout: float
+    ) -> None:
+        super().__init__()
+        self.widths, self.channels, self.edge_channels = list(space.widths), channels, channels
+        self.entry, self.dropout = entry, nn.Dropout(dropout)
+        self.convolutions = nn.ModuleList(PNA(space.widths, channels) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(layers - 1))
+        self.updates = nn.ModuleList(EdgeUpdate(channels) for _ in range(layers - 1))
+
+    def forward(self, w: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Nodes after the last layer, and edges after the last update; [] with one layer."""
+        *_, (x, inner) = self._steps(w)
+        return x, self._edges(len(self.updates) - 1, inner)
+
+    def nodes(self, w: Mapping[str, Tensor]) -> Tensor:
+        """Nodes after the last layer."""
+        *_, (x, _) = self._steps(w)
+        return x
+
+    def updated(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+        """Nodes and edges after every layer that updates both."""
+        pairs = zip(range(len(self.updates)), self._steps(w), strict=False)
+        return [(x, self._edges(i, inner)) for i, (x, inner) in pairs]
+
+    def _edges(self, i: int, inner: list[Tensor]) -> list[Tensor]:
+        """Those along the weights out of update i: (b, n_l, n_{l-1}, D), l = 1..L."""
+        below = zip(inner[1:], self.widths, strict=False)
+        return [self.updates[i].outer(e[:, :, :n]) for e, n in below]  # type: ignore[operator]
+
+    def _steps(self, w: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Nodes after every layer, and what the outer map of its edge update reads (the last has
+        none: that of the one before). Maps that follow each other are joined before they meet an
+        edge.
+        """
+        x = self.entry.nodes(w)
+        updates = [update for update in self.updates if isinstance(update, EdgeUpdate)]
+        inner: list[Tensor] = []
+        for i, convolution in enumerate(m for m in self.convolutions if isinstance(m, PNA)):
+            reads: list[nn.Linear] = [convolution.encoder, *(u.edge for u in updates[i : i + 1])]
+            weight = torch.cat([m.weight for m in reads])
+            bias = torch.cat([m.bias for m in reads])
+            if i == 0:
+                seen = blocks(*self.entry.edges(w, weight, bias))
+            else:
+                outer = updates[i - 1].outer
+                bias, weight = weight @ outer.bias + bias, weight @ outer.weight
+                seen = [F.linear(e, weight, bias) for e in inner]
+            sizes = [len(m.weight) for m in reads]
+            parts = [e.split(sizes, dim=-1) for e in seen]
+            x = convolution(x, [part[0] for part in parts])
+            if i < len(updates):
+                x = self.dropout(F.silu(self.norms[i](x)))
+                inner = updates[i]([part[1] for part in parts], x, self.widths)
+            yield x, inner
+
+
+def aggregate(modulation: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """[mean, min, max, std] over j of s_ij (p_i + q_j) + t_ij: (b, n, 4D).
+
+    modulation [s, t] (b, n, m, 2D), p (b, n, D), q (b, m, D). The variance has a floor of 1e-5,
+    below which its gradient is 0; equal extremes share theirs.
+    """
+    return _Aggregate.apply(modulation, p, q)
+
+
+class _Aggregate(torch.autograd.Function):
+    """By hand, since autograd takes about five times as many passes over the edges on the way
+    back: all four gradients are one affine map of the message, and masks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, modulation: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        s, t = modulation.chunk(2, dim=-1)
+        m = p[:, :, None] + q[:, None]
+        torch.addcmul(t, s, m, out=m)
+        mean = m.mean(2)
+        variance = m.square().mean(2) - mean.square()
+        parts = [mean, m.amin(2), m.amax(2), variance.clamp_min(FLOOR).sqrt()]
+        out = torch.cat(parts, dim=-1)
+        ctx.save_for_backward(modulation, p, q, m, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        modulation, p, q, m, out = ctx.saved_tensors
+        d, n = p.shape[-1], m.shape[2]
+        mean, low, high, std = out.split(d, dim=-1)
+        by_mean, by_low, by_high, by_std = gradient.split(d, dim=-1)
+        slope = torch.where(std > FLOOR**0.5, by_std / (n * std), torch.zeros_like(std))
+        level = by_mean / n - slope * mean
+        back = torch.addcmul(level[:, :, None], slope[:, :, None], m)
+        hit = torch.empty_like(m)
+        for extreme, by in ((low, by_low), (high, by_high)):
+            torch.eq(m, extreme[:, :, None], out=hit)  # as numbers: much faster than as booleans
+            back.addcmul_(hit, (by / hit.sum(2))[:, :, None])
+        found = torch.empty_like(modulation)
+        torch.add(p[:, :, None], q[:, None], out=hit)
+        torch.mul(hit, back, out=found[..., :d])
+        found[..., d:] = back
+        back.mul_(modulation[..., :d])
+        return found, back.sum(2), back.sum(1)

@@ -1,0 +1,205 @@
+"""Neural graphs: the published counts, equality with a loop over edges, symmetry with controls."""
+
+import math
+
+import pytest
+import torch
+from layer_kit import SPACES, draw_weights, largest, randomise
+from torch.nn import functional as F
+
+from qemcli import groups
+from qemcli.architectures import neural_graphs as ng
+from qemcli.errors import UnsupportedError, UsageError
+from qemcli.layers.features import act_on_features
+from qemcli.layers.pna import aggregate
+from qemcli.spaces import siren
+
+SIREN = siren([2, 5, 7, 3])
+SMALL = {"channels": 8, "layers": 3}
+CASES = {
+    "gnn": (SIREN, {}),
+    "gnn-fourier": (SIREN, {"fourier": 3, "fourier_scale": 0.5}),
+    "gnn-probes": (SIREN, {"probes": 3}),
+    "gnn-pool": (SPACES["pool"], {}),
+    "gnn-flatten": (SPACES["flatten"], {"fourier": 3, "fourier_scale": 0.5}),
+}
+
+
+def build(space, **config):
+    torch.manual_seed(0)
+    model = ng.Model(space, ng.Config(**{**SMALL, **config})).double()
+    return randomise(model).eval()
+
+
+@pytest.mark.parametrize("name", ng.PRESETS)
+def test_neural_graph_counts_are_the_published_ones(name):
+    preset = ng.PRESETS[name]
+    with torch.device("meta"):
+        model = ng.Model(preset.weight_space(), preset.config)
+    assert preset.published in (None, sum(p.numel() for p in model.parameters()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_neural_graph_is_invariant_to_permutations_only(case, rng):
+    space, config = CASES[case]
+    model, w = build(space, **config), draw_weights(space, 8, rng)
+    assert model.claims(space) == {"permutation"}
+    y = model(w)
+    assert y.std() > 1e-6
+    for group in groups.applicable(space):
+        moved = model(groups.act(groups.sample(group, space, 8, rng), space, w))
+        change = ((moved - y).abs().max() / y.std()).item()
+        assert (change < 1e-10) if group == "permutation" else (change > 1e-6), group
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_neural_graph_steps_are_equivariant(case, rng):
+    space, config = CASES[case]
+    model, w = build(space, **config), draw_weights(space, 3, rng)
+    g = groups.sample("permutation", space, 3, rng)
+    moved, plain = model.equivariant(groups.act(g, space, w)), model.equivariant(w)
+    assert len(plain) >= 2
+    for (name, found), (_, features) in zip(moved, plain, strict=True):
+        assert largest(found, act_on_features(space, g, features)) < 1e-10, name
+        assert largest(found, features) > 1e-3, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_neural_graph_answers_do_not_leak_between_networks(case, rng):
+    space, config = CASES[case]
+    model, w = build(space, **config), draw_weights(space, 5, rng)
+    alone = model({n: x[2:3] for n, x in w.items()})
+    others = {n: torch.cat([5 * x[:2], x[2:3], 5 * x[3:]]) for n, x in w.items()}
+    assert (model(others)[2] - alone[0]).abs().max() < 1e-12 * alone.abs().max()
+
+
+def entries(space, w):
+    """Graph of one network: places (layer, index), biases and the scalar of every weight."""
+    nodes = [(l, i) for l, n in enumerate(space.widths) for i in range(n)]
+    bias, weight = {(0, i): 0.0 for i in range(space.widths[0])}, {}
+    for l, (matrix, b) in enumerate(space.matrices(w), start=1):
+        for i in range(matrix.shape[1]):
+            bias[l, i] = b[0, i].item()
+            for j in range(matrix.shape[2]):
+                weight[(l - 1, j), (l, i)] = matrix[0, i, j, 0].item()
+    return nodes, bias, weight
+
+
+def embedded(entry, space, w):
+    """Nodes and directed edges of the first layer, from the raw channels (w, 0, w), (0, w, w)."""
+    nodes, bias, weight = entries(space, w)
+    n, *hidden, _ = space.widths
+    x, e = {}, {}
+    for l, i in nodes:
+        kind = i if l == 0 else n + l - 1 if l <= len(hidden) else n + len(hidden) + i
+        value = torch.tensor([bias[l, i]], dtype=torch.float64)
+        x[l, i] = entry.node_in(entry.bias_map(value)) + entry.codes[kind]
+    for (j, i), value in weight.items():
+        for pair, raw in (((j, i), [value, 0, value]), ((i, j), [0, value, value])):
+            raw = torch.tensor(raw, dtype=torch.float64)
+            own = entry.weight_map.weights[0][..., 0] @ raw + entry.weight_map.bias
+            e[pair] = entry.edge_in(own)
+    return x, e
+
+
+def convolved(layer, x, e, average):
+    """One PNA convolution, edge by edge, from its definition."""
+    found = {}
+    for i in x:
+        messages = []
+        for j, target in e:
+            if target == i:
+                s, t = layer.encoder(e[j, i]).chunk(2)
+                messages.append(s * layer.pre(torch.cat([x[i], x[j]])) + t)
+        m = torch.stack(messages)
+        std = (m.square().mean(0) - m.mean(0).square()).clamp_min(1e-5).sqrt()
+        parts = torch.cat([m.mean(0), m.amin(0), m.amax(0), std])
+        parts = torch.cat([x[i], parts, math.log(len(messages) + 1) / average * parts])
+        found[i] = layer.out(layer.post(parts))
+    return found
+
+
+def test_gnn_equals_a_loop_over_edges(rng):
+    space = siren([2, 3, 4, 1])
+    model, w = build(space), draw_weights(space, 1, rng)
+    backbone = model.backbone
+    x, e = embedded(backbone.entry, space, w)
+    degrees = [sum(target == i for _, target in e) for i in x]
+    average = sum(math.log(d + 1) for d in degrees) / len(degrees)
+    for k, layer in enumerate(backbone.convolutions):
+        x = convolved(layer, x, e, average)
+        if k < len(backbone.updates):
+            update = backbone.updates[k]
+            x = {i: F.silu(backbone.norms[k](v)) for i, v in x.items()}
+            e = {
+                (j, i): update.outer(
+                    F.silu(update.edge(v) + update.source(x[j]) + update.target(x[i]))
+                )
+                for (j, i), v in e.items()
+            }
+    found = backbone.nodes(w)[0]
+    assert (found - torch.stack(list(x.values()))).abs().max() < 1e-10 * found.abs().max()
+    last = backbone(w)[1][-1]
+    assert (last[0, 0, 2] - e[(2, 2), (3, 0)]).abs().max() < 1e-10 * last.abs().max()
+
+
+def test_aggregate_has_the_gradient_of_its_formula(rng):
+    def plain(modulation, p, q):
+        s, t = modulation.chunk(2, dim=-1)
+        m = s * (p[:, :, None] + q[:, None]) + t
+        std = (m.square().mean(2) - m.mean(2).square()).clamp_min(1e-5).sqrt()
+        return torch.cat([m.mean(2), m.amin(2), m.amax(2), std], dim=-1)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_()
+
+    for sources in (1, 4):  # of one source alone the variance is below its floor
+        inputs = draw(2, 3, sources, 6), draw(2, 3, 3), draw(2, sources, 3)
+        upstream = torch.randn(2, 3, 12, generator=rng, dtype=torch.float64)
+        assert torch.allclose(aggregate(*inputs), plain(*inputs), atol=1e-12)
+        wanted = torch.autograd.grad(plain(*inputs), inputs, upstream)
+        for found, want in zip(
+            torch.autograd.grad(aggregate(*inputs), inputs, upstream), wanted, strict=True
+        ):
+            assert torch.allclose(found, want, rtol=1e-9, atol=1e-9)
+
+
+def test_equal_extremes_share_their_gradient():
+    modulation = torch.zeros(1, 1, 4, 2, dtype=torch.float64, requires_grad=True)
+    p = torch.zeros(1, 1, 1, dtype=torch.float64)
+    aggregate(modulation, p, torch.zeros(1, 4, 1, dtype=torch.float64))[..., 1].sum().backward()
+    assert torch.equal(modulation.grad[..., 1], torch.full((1, 1, 4), 0.25, dtype=torch.float64))
+
+
+def test_probes_are_the_values_of_the_networks(rng):
+    from qemcli.functions import respond
+
+    model, w = build(SIREN, probes=3), draw_weights(SIREN, 4, rng)
+    probes = model.backbone.entry.probes
+    values = probes.values(w)
+    assert [v.shape[1] for v in values] == list(SIREN.widths)
+    expected = respond(SIREN, w, probes.points)
+    assert (values[-1].transpose(1, 2) - expected).abs().max() < 1e-12
+    model(w).sum().backward()
+    assert probes.points.grad.abs().max() > 0
+
+
+def test_calibration_is_by_tensor_and_keeps_the_symmetry(rng):
+    model = build(SIREN)
+    w = {n: 50 * x + 7 for n, x in draw_weights(SIREN, 8, rng).items()}
+    before = model(w)
+    model.calibrate(w)
+    after = model(w)
+    assert (before - after).abs().max() > 1e-3
+    moved = model(groups.act(groups.sample("permutation", SIREN, 8, rng), SIREN, w))
+    assert (moved - after).abs().max() < 1e-10 * after.std()
+
+
+def test_neural_graph_refuses_what_it_cannot_read():
+    with pytest.raises(UnsupportedError, match="at least two layers"):
+        ng.Model(siren([2, 3]))
+    with pytest.raises(UnsupportedError, match="dense networks"):
+        ng.Model(SPACES["pool"], ng.Config(probes=2))
+    with pytest.raises(UsageError) as caught:
+        ng.Model(SIREN, ng.Config(backbone="gmm"))
+    assert "gnn" in caught.value.hint
