@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,13 +28,14 @@ def build(
     source: Source = None,
     workers: options.Workers = 0,
     seed: SeedOption = None,
+    device: options.DeviceOption = options.Device.auto,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Train a zoo of small CNNs by a recipe; an interrupted build goes on with --resume.
+    """Train a zoo of small CNNs or SIRENs by a recipe; an interrupted build goes on with --resume.
 
     Example: qem build cnn-digits --models 200 --out zoo
     """
@@ -43,22 +44,26 @@ def build(
 
     from qemcli import recipes
     from qemcli.zoos.build import recipe as zoo_recipe
-    from qemcli.zoos.build import run, sources
+    from qemcli.zoos.build import run
 
     sink = Sink(json, quiet, verbose)
     plan = zoo_recipe.load(recipes.find(recipe, "zoo", "recipe.toml"))
-    given: dict[str, Any] = {"models": models, "seed": seed}
-    plan = dataclasses.replace(plan, **{k: v for k, v in given.items() if v is not None})
+    plan = plan.resized(models) if models else plan
+    plan = plan if seed is None else dataclasses.replace(plan, seed=seed)
     if source:  # both files, or one of which the test images are cut
         first, _, second = source.partition(",")
         plan = dataclasses.replace(plan, source=first, test_source=second or None)
     folder = out or Path(plan.name)
     if dry_run:
-        count = plan.models * len(plan.checkpoints)
-        sink.answer(Answer([], {"zoo": str(folder), "networks": plan.models, "checkpoints": count}))
+        count = plan.networks * len(getattr(plan, "checkpoints", [0]))
+        record = {"zoo": str(folder), "networks": plan.networks, "checkpoints": count}
+        sink.answer(Answer([], record))
         return
-    images = sources.load(plan)
-    with sink.progress("training networks", plan.models) as advance:
-        summary = run.build(plan, images, folder, workers or os.cpu_count() or 1, resume, advance)
+    place = options.device(device) if plan.family == "siren" else "cpu"
+    images = run.family(plan).load(plan)
+    with sink.progress("training networks", plan.networks) as advance:
+        summary = run.build(
+            plan, images, folder, workers or os.cpu_count() or 1, resume, advance, place
+        )
     sink.note(f"{summary['networks']} networks written to {folder}")
     sink.answer(Answer([], summary))

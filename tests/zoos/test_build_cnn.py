@@ -14,7 +14,7 @@ from torch import nn
 
 from qemcli.errors import UsageError
 from qemcli.spaces import WeightSpace
-from qemcli.zoos.build import cnn, recipe, run, sources
+from qemcli.zoos.build import cnn, cnn_zoo, recipe, run, sources
 from qemcli.zoos.build.recipe import Recipe
 
 PLAN = Recipe(
@@ -251,7 +251,7 @@ def test_images_that_vanish_are_named(images: sources.Images) -> None:
 
 def test_split_keeps_runs_together() -> None:
     plan = dataclasses.replace(PLAN, models=1000)
-    names, counts = np.unique(run.splits(plan), return_counts=True)
+    names, counts = np.unique(cnn_zoo.splits(plan), return_counts=True)
     assert dict(zip(names, counts, strict=True)) == {"test": 300, "train": 600, "val": 100}
 
 

@@ -1,5 +1,5 @@
-"""The TOML recipe of a zoo that is trained here; every field has a default and a unit or a
-range."""
+"""The TOML recipe of a zoo that is trained here: CNNs, or what its `family` says; every field has a
+default and a unit or a range."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qemcli import registry
 from qemcli.errors import UsageError
+from qemcli.zoos.build.siren_recipe import SirenRecipe
 
 Range = tuple[float, float]
 
@@ -30,6 +31,7 @@ class Recipe:
         lr, l2, init_std: drawn log-uniformly; dropout: uniformly; the lists: one is chosen.
     """
 
+    family: str = "cnn"
     name: str = "cnn"
     licence: str = "unknown"
     about: str = ""
@@ -62,8 +64,35 @@ class Recipe:
     activation: tuple[str, ...] = ("relu",)
     block: int = 32
 
+    @property
+    def networks(self) -> int:
+        return self.models
 
-def load(path: Path) -> Recipe:
+    def resized(self, networks: int) -> Recipe:
+        """So many networks."""
+        return dataclasses.replace(self, models=networks)
+
+    def checked(self, path: Path) -> Recipe:
+        """The recipe where its values can be drawn and trained; UsageError otherwise."""
+        for name in ("lr", "l2", "init_std"):
+            low_high = getattr(self, name)
+            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+                raise UsageError(
+                    f"{path}: '{name}' is {list(low_high)}; [low, high] above 0 is needed"
+                )
+        if len(self.dropout) != 2 or not 0 <= self.dropout[0] <= self.dropout[1] < 1:
+            raise UsageError(f"{path}: 'dropout' is {list(self.dropout)}; 0 <= low <= high < 1")
+        if min(self.checkpoints, default=-1) < 0 or min(self.models, self.batch, self.block) < 1:
+            raise UsageError(
+                f"{path}: checkpoints, models, batch and block must be there and positive"
+            )
+        return self
+
+
+FAMILIES: dict[str, type[Recipe] | type[SirenRecipe]] = {"cnn": Recipe, "siren": SirenRecipe}
+
+
+def load(path: Path) -> Recipe | SirenRecipe:
     """Read a recipe; UsageError names the setting that is wrong and what was probably meant."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +100,11 @@ def load(path: Path) -> Recipe:
         raise UsageError(f"{path}: not TOML ({error})") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    kinds = {f.name: f for f in dataclasses.fields(Recipe)}
+    family = str(document.get("family", "cnn"))
+    if family not in FAMILIES:
+        known = list(FAMILIES)
+        raise UsageError(f"{path}: no family '{family}'", registry.suggest(family, known))
+    kinds = {f.name: f for f in dataclasses.fields(FAMILIES[family])}
     for key, value in document.items():
         if key not in kinds:
             raise UsageError(f"{path}: no setting '{key}'", registry.suggest(key, list(kinds)))
@@ -80,29 +113,15 @@ def load(path: Path) -> Recipe:
             document[key] = value = tuple(value)
         if not _like(value, default):
             raise UsageError(f"{path}: '{key}' is {value!r}; something like {default!r} is needed")
-    return checked(Recipe(**document), path)
+    return FAMILIES[family](**document).checked(path)
 
 
 def _like(value: object, default: object) -> bool:
     """True where the value has the default's type; whole numbers pass for real ones."""
     if isinstance(default, tuple):
         return isinstance(value, tuple) and all(_like(v, default[0]) for v in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float)
     return isinstance(value, type(default)) or (default is None and isinstance(value, str))
-
-
-def checked(recipe: Recipe, path: Path) -> Recipe:
-    """The recipe where its values can be drawn and trained; UsageError otherwise."""
-    for name in ("lr", "l2", "init_std"):
-        low_high = getattr(recipe, name)
-        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
-            raise UsageError(f"{path}: '{name}' is {list(low_high)}; [low, high] above 0 is needed")
-    if len(recipe.dropout) != 2 or not 0 <= recipe.dropout[0] <= recipe.dropout[1] < 1:
-        raise UsageError(f"{path}: 'dropout' is {list(recipe.dropout)}; 0 <= low <= high < 1")
-    if (
-        min(recipe.checkpoints, default=-1) < 0
-        or min(recipe.models, recipe.batch, recipe.block) < 1
-    ):
-        raise UsageError(f"{path}: checkpoints, models, batch and block must be there and positive")
-    return recipe

@@ -40,16 +40,17 @@ def load(recipe: Recipe) -> Images:
 
     Raises InputError for a file that holds no images, EnvironmentFailure where an extra is missing.
     """
-    if recipe.source == "digits":
-        image, label = _digits()
-        train, test = _cut(image, label, recipe.test_images)
+    train = read(recipe.source)
+    if recipe.test_source:
+        test = _first(*read(recipe.test_source), recipe.test_images)
     else:
-        train = _parquet(recipe.source)
-        if recipe.test_source:
-            test = _first(*_parquet(recipe.test_source), recipe.test_images)
-        else:
-            train, test = _cut(*train, recipe.test_images)
-    return Images(*_tensors(*train, recipe.resize), *_tensors(*test, recipe.resize))
+        train, test = _cut(*train, recipe.test_images)
+    return Images(*tensors(*train, recipe.resize), *tensors(*test, recipe.resize))
+
+
+def read(source: str) -> Labelled:
+    """All images of a source, in its order: (p, channels, h, w) in [0, 1], and their labels."""
+    return _digits() if source == "digits" else _parquet(source)
 
 
 Labelled = tuple[np.ndarray, np.ndarray]  # (p, channels, h, w) in [0, 1], (p,)
@@ -79,7 +80,8 @@ def _first(image: np.ndarray, label: np.ndarray, count: int) -> Labelled:
     return image[order], label[order]
 
 
-def _tensors(image: np.ndarray, label: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+def tensors(image: np.ndarray, label: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+    """Images in [-1, 1], averaged down to `side` pixels where it is not 0, and their labels."""
     x = torch.from_numpy(np.ascontiguousarray(image))
     if side and side != x.shape[-1]:
         x = torch.nn.functional.interpolate(x, size=(side, side), mode="area")
