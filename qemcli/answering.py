@@ -90,7 +90,9 @@ def answer(
             continue
         if chosen.name not in found.predictors:
             found.predictors.append(chosen.name)
-        values = chosen.predict(flat, batch_size, device).numpy()
+        kept = zoo.balanced(positions) if chosen.design.balanced else None
+        rows = flat if kept is None else kept
+        values = chosen.predict(rows, batch_size, device, carried=kept is not None).numpy()
         _collect(found, module, chosen.classes, table, values)
         advance(len(names))
     found.failed += zoo.failures  # read last: files may break between opening and loading

@@ -140,10 +140,13 @@ class Predictor:
             own |= {g for g in applicable(self.space) if g in REMOVED}
         return own
 
-    def predict(self, flat: Tensor, batch_size: int = 256, device: str = "cpu") -> Tensor:
+    def predict(
+        self, flat: Tensor, batch_size: int = 256, device: str = "cpu", carried: bool = False
+    ) -> Tensor:
         """(n, D) rows in the order of the space -> the task's answers, (n,) or (n, classes).
 
-        A network with a weight that is not finite gets NaN: it has no generalisation to predict.
+        `carried` says that the rows are the design's representatives already. A network with a
+        weight that is not finite gets NaN: it has no generalisation to predict.
         """
         import torch
 
@@ -154,7 +157,8 @@ class Predictor:
             for rows in flat.split(batch_size):
                 finite = rows.isfinite().all(dim=1)
                 clean = torch.where(finite[:, None], rows, torch.zeros_like(rows)).to(device)
-                part = answer(self(self.space.unflatten(clean))).cpu()
+                ask = self.model if carried else self
+                part = answer(ask(self.space.unflatten(clean))).cpu()
                 part[~finite] = float("nan")
                 parts.append(part)
         return torch.cat(parts) if parts else torch.empty(0)

@@ -20,12 +20,17 @@ Update = Annotated[
     bool, typer.Option("--update", help="Read only files that are new or have changed.")
 ]
 
+Balanced = Annotated[
+    bool, typer.Option("--balanced", help="Also keep every network's balanced representative.")
+]
+
 
 @app.command()
 def index(
     zoo: Zoo = None,
     out: Out = None,
     update: Update = False,
+    balanced: Balanced = False,
     activation: options.Activation = None,
     workers: options.Workers = 1,
     strict: options.Strict = False,
@@ -37,13 +42,16 @@ def index(
 ) -> None:
     """Write index.parquet: id, architecture, statistics, sha256, labels of every checkpoint.
 
-    Chunks that an interrupted run has finished are always used again.
+    Chunks that an interrupted run has finished are always used again. With --balanced predictors
+    that balance take the representatives from OUT/balanced, computed once; as large as the zoo.
 
     Example: qem index sweep/ --out sweep-index --update
     """
+    from qemcli.zoos.balanced import FOLDER, keep
     from qemcli.zoos.indexing import index as write_index
     from qemcli.zoos.indexing import planned
     from qemcli.zoos.resolve import resolve
+    from qemcli.zoos.zoo import Zoo as Opened
 
     sink = Sink(json, quiet, verbose)
     path = resolve(zoo, sink.note)
@@ -54,5 +62,11 @@ def index(
     with sink.progress("indexing", plan.total) as advance:
         summary = write_index(plan, workers, advance, strict)
     failed = summary.pop("failed")
+    if balanced:
+        opened = Opened.open(summary["index"])
+        with sink.progress("balancing", len(opened)) as advance:
+            kept = Path(summary["index"]).parent / FOLDER
+            summary["balanced"] = keep(opened, kept, advance)
+        failed += opened.failures
     sink.note(f"{summary['checkpoints']} checkpoints indexed in {summary['index']}")
     sink.answer(Answer(summary=summary, failed=failed))
