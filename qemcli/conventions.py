@@ -20,6 +20,12 @@ def same(space: WeightSpace, other: WeightSpace) -> bool:
     return replace(space.forward, image=None) == replace(other.forward, image=None)
 
 
+def text(space: WeightSpace) -> str:
+    """How SIRENs are run, in words."""
+    run = space.forward
+    return f"w0 {run.w0:g}, axes {run.axes}, levels {run.levels[0]:g} to {run.levels[1]:g}"
+
+
 def express(space: WeightSpace, own: WeightSpace, flat: Tensor) -> Tensor:
     """(n, D) SIRENs that are run as `space` says -> (n, D) that show the same, run as `own` says.
 

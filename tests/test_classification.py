@@ -14,7 +14,7 @@ from torch import Tensor
 from qemcli import registry
 from qemcli.errors import InputError
 from qemcli.predictors import Design, Predictor
-from qemcli.spaces import WeightSpace, siren
+from qemcli.spaces import WeightSpace, mlp, siren
 from qemcli.tasks import classification as task
 from qemcli.zoos.store import Store
 
@@ -151,3 +151,86 @@ def test_comparison_of_classifiers(run: Callable, zoo: Path, tmp_path: Path) -> 
     assert {"accuracy", "sd", "accuracy 1:10", "macro_f1"} <= set(rows[0])
     assert {"difference", "low", "high"} <= set(rows[0])
     assert (tmp_path / "c" / "tradeoff.png").is_file()
+
+
+@pytest.fixture
+def trained(run: Callable, zoo: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "p"
+    call = ("train", recipe(tmp_path, "probegen", PROBES), "--zoo", zoo, "--out", out, "-q")
+    assert run(*call).code == 0
+    return out
+
+
+PROBES = "{ probes = 4, head = [16] }"
+
+
+def test_classify_answers_every_network(run: Callable, zoo: Path, trained: Path) -> None:
+    ran = run("classify", zoo, "-p", trained, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json
+    assert found["n"] == found["labelled"] == 120
+    assert found["accuracy"] > 0.95
+    assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
+    row = found["rows"][4]
+    assert row["checkpoint"] == "net-004"
+    assert row["class"] == row["label"] == "grey"
+    assert 0.3 < row["probability"] <= 1
+    limited = run("classify", zoo, "-p", trained, "--limit", 7, "--where", "label == 2", "--json")
+    assert {row["label"] for row in limited.json["rows"]} == {"light"}
+    assert limited.json["n"] == 7
+
+
+def test_classify_without_labels(run: Callable, trained: Path, tmp_path: Path) -> None:
+    flat, _ = constants(6)
+    plain = write(tmp_path / "plain", flat, None)
+    ran = run("classify", plain, "-p", trained, "--out", tmp_path / "rows.csv")
+    assert ran.code == 0
+    assert "accuracy" not in ran.out
+    assert "label" not in ran.out
+    table = pandas.read_csv(tmp_path / "rows.csv")
+    assert table["class"].tolist() == ["dark", "grey", "light"] * 2
+
+
+def test_another_convention_is_read_for_what_it_shows(
+    run: Callable, zoo: Path, trained: Path, tmp_path: Path
+) -> None:
+    from qemcli.conventions import express
+
+    other = siren([2, 5, 4, 1], 20.0, "dws", (1, 6, 6))
+    flat, label = constants(120)
+    moved = write(tmp_path / "dws", express(SPACE, other, flat), label, space=other)
+    wanted = run("classify", zoo, "-p", trained, "--json").json["rows"]
+    ran = run("classify", moved, "-p", trained, "--json")
+    assert "expressed" in ran.err
+    found = ran.json["rows"]
+    assert [row["class"] for row in found] == [row["class"] for row in wanted]
+    gaps = [abs(a["probability"] - b["probability"]) for a, b in zip(found, wanted, strict=True)]
+    assert max(gaps) < 1e-4
+
+
+def test_what_is_no_such_siren_is_counted(run: Callable, trained: Path, tmp_path: Path) -> None:
+    flat, label = constants(9)
+    unknown = write(tmp_path / "u", flat, label, space=SPACE.running(known=False))
+    ran = run("classify", unknown, "-p", trained)
+    assert ran.code == 3
+    assert "not known: w0" in ran.err
+    wider = siren([2, 6, 4, 1], image=(1, 6, 6))
+    other = write(tmp_path / "o", torch.zeros(3, wider.size), [0, 1, 2], space=wider)
+    ran = run("classify", other, "-p", trained)
+    assert ran.code == 3
+    assert "not what 'p' reads" in ran.err
+    relu = write(tmp_path / "r", flat, label, space=mlp([2, 5, 4, 1]))
+    assert run("classify", relu, "-p", trained).code == 3
+    flat[2, 3] = torch.nan
+    broken = write(tmp_path / "b", flat, label)
+    ran = run("classify", broken, "-p", trained, "--json")
+    assert ran.code == 4
+    assert ran.json["n"] == 8
+    assert [item["checkpoint"] for item in ran.json["failed"]] == ["net-002"]
+
+
+def test_a_predictor_of_another_task_is_refused(run: Callable, zoo: Path, trained: Path) -> None:
+    ran = run("predict", zoo, "-p", trained)
+    assert ran.code == 2
+    assert "answers classification, not generalization" in ran.err
+    assert run("classify", zoo, "-p", "cnn-relu").code == 2

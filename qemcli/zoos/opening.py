@@ -17,10 +17,13 @@ def open_zoo(
     limit: int | None = None,
     activation: str | None = None,
     strict: bool = False,
+    ships: str | None = None,
 ) -> Zoo:
-    """The zoo, filtered; raises InputError where nothing usable is left, or, `strict`, at the
-    first failure."""
-    path = resolve(given, say)
+    """The zoo, filtered; `ships` names the embedded one that is taken where nothing else is there.
+
+    Raises InputError where nothing usable is left, or, `strict`, at the first failure.
+    """
+    path = resolve(given, say, ships)
     zoo = Zoo.open(path, activation=activation)
     if strict and zoo.failures:
         first = zoo.failures[0]

@@ -14,9 +14,14 @@ from qemcli.shipped import shipped
 _HUB = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+?))?(?:/(.+))?")
 
 
-def resolve(given: str | Path | None, say: Callable[[str], None] = lambda text: None) -> Path:
+def resolve(
+    given: str | Path | None,
+    say: Callable[[str], None] = lambda text: None,
+    ships: str | None = None,
+) -> Path:
     """The path of a ZOO argument; without one $QEM_ZOO, ./zoo, ./index.parquet, then the embedded
-    zoo, and `say` is told which. Raises InputError where there is none at all."""
+    zoo `ships` (or the default one), and `say` is told which. Raises InputError where there is
+    none at all."""
     if given is not None:
         return locate(given)
     stated = os.environ.get("QEM_ZOO")
@@ -27,7 +32,7 @@ def resolve(given: str | Path | None, say: Callable[[str], None] = lambda text: 
         if path.exists():
             say(f"zoo: ./{path}")
             return path
-    found = embedded()
+    found = [folder for folder in embedded() if ships in (None, folder.name)]
     if not found:
         raise InputError("no ZOO was given, and none ships", "name one, or set QEM_ZOO")
     say(f"zoo: {found[0].name} (embedded; name another, or set QEM_ZOO)")
