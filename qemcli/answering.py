@@ -9,9 +9,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from qemcli import registry
-from qemcli.errors import InputError
+from qemcli import conventions, registry
+from qemcli.errors import InputError, UsageError
 from qemcli.predictors import Predictor, choose
 from qemcli.spaces import WeightSpace
 
@@ -47,8 +48,23 @@ class _Fitting:
     def __call__(self, space: WeightSpace) -> Predictor | InputError:
         """The predictor, or why there is none."""
         if space not in self.found:
-            self.found[space] = self._find(space)
+            self.found[space] = self._checked(space, self._find(space))
         return self.found[space]
+
+    def _checked(
+        self, space: WeightSpace, chosen: Predictor | InputError
+    ) -> Predictor | InputError:
+        """SIRENs of another convention are expressed in the predictor's, where both are known."""
+        if isinstance(chosen, InputError) or chosen.space.family != "siren":
+            return chosen
+        try:
+            conventions.express(space, chosen.space, torch.zeros(1, space.size))
+        except InputError as error:
+            return error
+        if not conventions.same(space, chosen.space):
+            own = conventions.text(chosen.space)
+            self.say(f"note: SIRENs of {conventions.text(space)} are expressed as {own}, exactly")
+        return chosen
 
     def _find(self, space: WeightSpace) -> Predictor | InputError:
         if self.given is None:
@@ -77,6 +93,11 @@ def answer(
     """Predict every checkpoint of the zoo; raises InputError where not one of them can be
     answered."""
     module = registry.load("tasks", task)
+    if predictor is not None and predictor.task != task:
+        raise UsageError(
+            f"'{predictor.name}' answers {predictor.task}, not {task}",
+            "`qem models` says what each predictor answers",
+        )
     found = Answers()
     error: InputError | None = None
     fitting = _Fitting(task, predictor, zoo.record.get("classes"), say)
@@ -91,6 +112,8 @@ def answer(
         if chosen.name not in found.predictors:
             found.predictors.append(chosen.name)
         kept = zoo.balanced(positions) if chosen.design.balanced else None
+        if chosen.space.family == "siren" and not conventions.same(space, chosen.space):
+            flat, kept = conventions.express(space, chosen.space, flat), None
         rows = flat if kept is None else kept
         values = chosen.predict(rows, batch_size, device, carried=kept is not None).numpy()
         _collect(found, module, chosen.classes, table, values)
