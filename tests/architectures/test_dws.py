@@ -116,10 +116,10 @@ def test_dws_layer_equals_the_slow_definition(kind):
         assert largest(layer(h), reference(layer, space, h, *kind)) < 1e-12
 
 
-@pytest.mark.parametrize(("widths", "dimension"), [((2, 3, 2, 3), 163), ((2, 2, 3, 2, 3), 221)])
+@pytest.mark.parametrize(("widths", "dimension"), [((2, 3, 2, 3), 163), ((2, 4, 3), 117)])
 def test_means_and_sets_span_every_equivariant_map(widths, dimension):
     space = mlp(widths)
-    assert span(lambda s: DWSLayer(s, 1, 1, "sets", "mean"), space, 225) == dimension
+    assert span(lambda s: DWSLayer(s, 1, 1, "sets", "mean"), space, 170) == dimension
 
 
 def test_pool_of_means_is_the_hnp_pool_reordered():
