@@ -117,6 +117,11 @@ class Store:
         table.attrs = {"space": space.to_json()}
         beside(self._part(block), lambda p: table.to_parquet(p, index=False))
 
+    def abandon(self) -> None:
+        """Take back a zoo of which no block was written: the folder is gone again."""
+        (self.folder / "recipe.json").unlink(missing_ok=True)
+        self.folder.rmdir()
+
     def finish(self, blocks: int, about: dict[str, Any]) -> pandas.DataFrame:
         """Write zoo.json, then join the parts into index.parquet, with which the zoo is whole; a
         zoo that is whole is read. InputError where a block is missing."""

@@ -1,0 +1,194 @@
+"""Edit a zoo of image INRs: every network that can be edited is written as an ordinary SIREN, with
+its labels and what it was made from, block by block; the others are named with their reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qemcli import __version__, registry, signals
+from qemcli.editors import Way
+from qemcli.edits import Edit
+from qemcli.errors import InputError
+from qemcli.expansion import widened
+from qemcli.spaces import WeightSpace
+from qemcli.zoos.store import OWN_COLUMNS, Store
+
+if TYPE_CHECKING:
+    import pandas
+
+    from qemcli.zoos.zoo import Zoo
+
+CHUNK = 256  # networks of a block
+MSE, UNEDITED = "edit.mse", "edit.mse_unedited"
+
+
+@dataclass
+class Edits:
+    """One row a network, failures with their reason, and what holds of all."""
+
+    rows: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def edit_zoo(
+    zoo: Zoo,
+    edit: Edit,
+    way: Way,
+    folder: Path,
+    resume: bool = False,
+    truth: Callable[[pandas.DataFrame], Tensor] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Edits:
+    """Write what the way makes of every network as a zoo in `folder`, block by block.
+
+    The picture wanted is the edit of `truth`(rows of the index) (n, c, h, w) where that is given,
+    else of what the network shows now. Errors are those of the networks as they are stored. Raises
+    InputError before anything is written where none of the networks can be edited.
+    """
+    refused = _refused(zoo, way)
+    store = Store(folder, resume, _recipe(zoo, edit, way, truth))
+    failed, block = list(refused), 0
+    for space, flat, positions in zoo.batches(CHUNK):
+        if way.refusal(space):
+            continue
+        table = zoo.index.iloc[positions]
+        good = flat.isfinite().all(dim=1).numpy()
+        bad = table["checkpoint"].to_numpy()[~good]
+        failed += [{"checkpoint": n, "reason": "weights that are not finite"} for n in bad]
+        if good.any():
+            if not store.done(block):
+                job = way.running(space), flat[torch.from_numpy(good)], table[good]
+                store.write(block, *_block(*job, edit, way, truth))
+            block += 1
+        advance(len(table))
+    failed += zoo.failures
+    return _finished(store, zoo, edit, way, truth, block, failed)
+
+
+def _refused(zoo: Zoo, way: Way) -> list[dict[str, Any]]:
+    """The networks that cannot be edited; InputError where that is all of them."""
+    failed: list[dict[str, Any]] = []
+    usable = 0
+    for space, positions in zoo.groups():
+        reason = way.refusal(space)
+        names = zoo.index["checkpoint"].iloc[positions].tolist()
+        usable += 0 if reason else len(names)
+        failed += [{"checkpoint": n, "reason": reason} for n in names] if reason else []
+    if not usable:
+        first = failed[0] if failed else {"checkpoint": str(zoo.path), "reason": "no network"}
+        raise InputError(
+            f"none of {len(zoo)} networks can be edited: {first['checkpoint']}: {first['reason']}",
+            "an editor edits SIRENs of the widths and the convention that it was trained on",
+        )
+    return failed
+
+
+def foreseen(zoo: Zoo, way: Way) -> dict[str, Any]:
+    """What would be written: networks, and bytes of their weights."""
+    kept = [(s, len(p)) for s, p in zoo.groups() if not way.refusal(s)]
+    size = sum(4 * n * widened(space, way.branches).size for space, n in kept)
+    return {"networks": sum(n for _, n in kept), "refused": len(_refused(zoo, way)), "bytes": size}
+
+
+def _recipe(zoo: Zoo, edit: Edit, way: Way, truth: object) -> dict[str, Any]:
+    source = {"source": str(zoo.path.resolve()), "networks": len(zoo)}
+    return {**source, "edit": str(edit), "way": repr(way), "truth": truth is not None}
+
+
+def _block(
+    space: WeightSpace,
+    flat: Tensor,
+    table: pandas.DataFrame,
+    edit: Edit,
+    way: Way,
+    truth: Callable[[pandas.DataFrame], Tensor] | None,
+) -> tuple[WeightSpace, np.ndarray, list[dict[str, Any]]]:
+    """(space, networks (n, D'), index rows) of one block."""
+    before = signals.render(space, space.unflatten(flat)).detach().flatten(1)
+    wanted = edit(truth(table)).flatten(1) if truth else edit.of(space, flat)
+    made = way(space, flat, wanted)
+    wide = space if way.branches == 1 else widened(space, way.branches)
+    after = signals.render(wide, wide.unflatten(made)).detach().flatten(1)
+    known = np.ones(len(flat), bool) if truth else _shows_its_picture(table)
+    errors = {
+        name: np.where(known, (x - wanted).square().mean(1).double().numpy(), np.nan)
+        for name, x in ((MSE, after), (UNEDITED, before))
+    }
+    return wide, made.numpy(), _rows(table, edit, way, errors)
+
+
+def _shows_its_picture(table: pandas.DataFrame) -> np.ndarray:
+    """(n,): whether what a network shows may stand for its picture."""
+    return np.isfinite(registry.load("tasks", "editing").target(table))
+
+
+def _rows(
+    table: pandas.DataFrame, edit: Edit, way: Way, errors: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Index rows: labels and provenance carried over; `psnr` is now that of the edited picture."""
+    kept = [c for c in table.columns if c not in OWN_COLUMNS and not c.startswith("stat.")]
+    names = table["checkpoint"].astype(str)
+    told = {"edit": str(edit), "edit.by": way.name, "edit.branches": np.int32(way.branches)}
+    with np.errstate(divide="ignore"):
+        psnr = -10 * np.log10(errors[MSE])
+    made = {"checkpoint": names + f"/{edit.name}", "source": names, "psnr": psnr, **told, **errors}
+    rows = table[kept].assign(**made)
+    return [dict(zip(rows.columns, row, strict=True)) for row in rows.itertuples(index=False)]
+
+
+def _finished(
+    store: Store,
+    zoo: Zoo,
+    edit: Edit,
+    way: Way,
+    truth: object,
+    blocks: int,
+    failed: list[dict[str, Any]],
+) -> Edits:
+    if not blocks:
+        store.abandon()
+        raise InputError(f"none of {len(zoo)} networks can be edited: {failed[0]['reason']}")
+    provenance = {"qem": __version__, "source": zoo.name, "edit": str(edit), "by": repr(way)}
+    about = {"name": f"{zoo.name}-{edit.name}", "licence": zoo.record.get("licence")}
+    table = store.finish(blocks, {**about, "provenance": provenance})
+    found = table[["checkpoint", MSE, UNEDITED]].rename(
+        columns={MSE: "mse", UNEDITED: "mse_unedited"}
+    )
+    rows = found.to_dict("records")
+    summary = {
+        "edit": str(edit),
+        "by": way.name,
+        "branches": way.branches,
+        "networks": len(rows),
+        "target": "the edited picture" if truth else "the edit of what each network showed",
+        **{name: float(found[name].mean()) for name in ("mse", "mse_unedited")},
+    }
+    return Edits(rows, failed, summary)
+
+
+def shown(
+    zoo: Zoo, folder: Path, edit: Edit, way: Way, count: int = 8
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(before, after, wanted), each (c, h, w), of the first networks of an edited zoo."""
+    from qemcli.zoos.zoo import Zoo as Opened
+
+    done = Opened.open(folder).limit(count)
+    pictures = []
+    for wide, flat, positions in done.load():
+        after = signals.render(wide, wide.unflatten(flat))
+        for name, picture in zip(done.index["source"].iloc[positions], after, strict=True):
+            at = np.flatnonzero(zoo.index["checkpoint"].to_numpy() == name)
+            ((space, before, _),) = zoo.load(at)
+            space = way.running(space)
+            now = signals.render(space, space.unflatten(before))
+            pictures.append((now[0], picture, edit(now)[0]))
+    return pictures

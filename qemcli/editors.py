@@ -1,0 +1,204 @@
+"""Ways to make image INRs show an edit: a trained editor, or fitting them anew.
+
+What an editor adds is known on the representative that it reads; `edited` carries it back to the
+network as it came. k branches are merged into one network of k times the width (expansion.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qemcli import signals
+from qemcli.balance import balance
+from qemcli.edits import Edit, find
+from qemcli.errors import InputError, UsageError
+from qemcli.expansion import folded, merge
+from qemcli.groups import act, inverse
+from qemcli.predictors import Predictor, headers
+from qemcli.spaces import WeightSpace
+
+
+def edited(predictor: Predictor, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The networks after the edit, one for each branch: dict of (b, k, *shape).
+
+    Where the editor reads a representative w0 = g w, branch j is g^-1 (w0 + delta_j(w0)): exactly
+    equivariant to all that the balance removes, and near w where delta is small.
+    """
+    space, model = predictor.space, predictor.model
+    if not predictor.design.balanced:
+        return model.branches(w)  # type: ignore[operator]
+    moved, g = balance(space, w)
+    branches = model.branches(moved)  # type: ignore[operator]
+    k = branches[space.names[0]].shape[1]
+    each = torch.arange(g.batch).repeat_interleave(k)
+    back = act(inverse(g).rows(each.to(g.index["h1"].device)), space, folded(branches))
+    return {name: x.unflatten(0, (-1, k)) for name, x in back.items()}
+
+
+class Way(Protocol):
+    """How networks come to show an edit."""
+
+    @property
+    def name(self) -> str:
+        """What made them."""
+
+    @property
+    def branches(self) -> int:
+        """k: how many times wider they become."""
+
+    def refusal(self, space: WeightSpace) -> str | None:
+        """Why networks of this space cannot be edited, or None."""
+
+    def running(self, space: WeightSpace) -> WeightSpace:
+        """The space with the image that its networks show."""
+
+    def __call__(self, space: WeightSpace, flat: Tensor, wanted: Tensor) -> Tensor:
+        """(n, D) networks and the (n, c h w) pictures wanted of them -> (n, D') of
+        `widened(space, branches)`."""
+
+
+@dataclass(frozen=True)
+class ByEditor:
+    """A trained editor; it never sees the pictures that are wanted."""
+
+    predictor: Predictor
+    batch_size: int = 64
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return self.predictor.name
+
+    @property
+    def branches(self) -> int:
+        return int(self.predictor.design.config.get("expand", 1))
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256()
+        for key, x in sorted(self.predictor.model.state_dict().items()):
+            digest.update(key.encode() + x.cpu().contiguous().numpy().tobytes())
+        return f"{self.name}@{digest.hexdigest()[:16]}"
+
+    def refusal(self, space: WeightSpace) -> str | None:
+        mine, theirs = self.predictor.space, self.running(space)
+        if reason := _no_picture(theirs):
+            return reason
+        if list(mine.shapes.values()) != list(theirs.shapes.values()):
+            return f"widths {theirs.widths}: '{self.name}' edits {mine.widths}"
+        if theirs.forward != mine.forward:
+            return f"{_told(theirs)}: '{self.name}' edits {_told(mine)}"
+        return None
+
+    def running(self, space: WeightSpace) -> WeightSpace:
+        image = space.forward.image or self.predictor.space.forward.image
+        return space.running(image=image)
+
+    def __call__(self, space: WeightSpace, flat: Tensor, wanted: Tensor) -> Tensor:
+        mine, parts = self.predictor.space, []
+        self.predictor.model.to(self.device).eval()
+        with torch.no_grad():
+            for rows in flat.split(self.batch_size):
+                branches = edited(self.predictor, mine.unflatten(rows.to(self.device)))
+                wide, merged = merge(mine, branches)
+                parts.append(wide.flatten(merged).cpu())
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class ByFit:
+    """What one would do without an editor: render, edit the picture, go on fitting the SIREN."""
+
+    psnr: float = 40.0
+    steps: int = 500
+    lr: float = 1e-3
+    device: str = "cpu"
+    name: str = field(default="fit", init=False)
+    branches: int = field(default=1, init=False)
+
+    def refusal(self, space: WeightSpace) -> str | None:
+        return _no_picture(space)
+
+    def running(self, space: WeightSpace) -> WeightSpace:
+        return space
+
+    def __call__(self, space: WeightSpace, flat: Tensor, wanted: Tensor) -> Tensor:
+        from qemcli.zoos.build import siren
+
+        black, white = space.forward.levels
+        target = (black + (white - black) * wanted).unflatten(1, signals.check(space))
+        goal = (white - black) ** 2 * 10 ** (-self.psnr / 10)
+        how = siren.Fit(space.forward.w0, self.lr, goal, self.steps)
+        count = min(len(flat), siren.slots(space, self.device))
+        batch = siren.Batch(space, how, count, device=self.device)
+        out = torch.empty_like(flat)
+        for done in siren.fitted(batch, zip(range(len(flat)), flat, target, strict=True)):
+            out[done.number] = done.flat
+        return out
+
+
+def _no_picture(space: WeightSpace) -> str | None:
+    try:
+        signals.check(space)
+    except InputError as error:
+        return error.message
+    return None
+
+
+def _told(space: WeightSpace) -> str:
+    run = space.forward
+    size = "x".join(map(str, run.image or ()))
+    return (
+        f"SIRENs of w0 {run.w0:g}, axes {run.axes}, black and white at {run.levels}, "
+        f"offset {run.offset:g}, images of {size or 'unknown size'}"
+    )
+
+
+def choose(
+    edit: Edit, spaces: list[WeightSpace], expand: int | None, say: Callable[[str], None]
+) -> Predictor:
+    """The shipped editor of this edit and number of branches that reads one of the spaces, the most
+    branches first; InputError that says which there are."""
+    seen, found = [], []
+    for folder, space, record in headers():
+        if record["task"] != "editing":
+            continue
+        config = record["config"]
+        k = config.get("expand", 1)
+        seen.append(f"{folder.name} ({config['edit']}, k = {k}, widths {space.widths})")
+        fits = any(space.fits(s) and space.forward.w0 == s.forward.w0 for s in spaces)
+        if config["edit"] == str(edit) and expand in (None, k) and fits:
+            found.append((k, folder))
+    if found:
+        predictor = Predictor.load(max(found)[1])
+        say(f"editor: {predictor.name} ({edit}, k = {max(found)[0]})")
+        return predictor
+    wanted = f"'{edit}'" + (f" with {expand} branches" if expand else "")
+    raise InputError(
+        f"no shipped editor of {wanted} reads these networks",
+        f"shipped: {'; '.join(seen) or 'none'}. Train one (qem train), or fit anew: --refit",
+    )
+
+
+def given(name: str, edit: str | None, expand: int | None) -> Predictor:
+    """The editor that --predictor names; UsageError where it is none, or another than asked for."""
+    predictor = Predictor.load(name)
+    own = predictor.design.edit
+    if own is None:
+        raise UsageError(
+            f"'{predictor.name}' answers '{predictor.task}' and edits nothing", "see `qem models`"
+        )
+    if edit is not None and str(find(edit)) != own:
+        raise UsageError(f"'{predictor.name}' was trained for '{own}', not for '{find(edit)}'")
+    k = ByEditor(predictor).branches
+    if expand not in (None, k):
+        raise UsageError(
+            f"'{predictor.name}' has {k} branches, --expand {expand} asks for others",
+            f"train one: qem train with expand = {expand} in its [config]",
+        )
+    return predictor
