@@ -234,3 +234,16 @@ def test_a_predictor_of_another_task_is_refused(run: Callable, zoo: Path, traine
     assert ran.code == 2
     assert "answers classification, not generalization" in ran.err
     assert run("classify", zoo, "-p", "cnn-relu").code == 2
+
+
+def test_built_zoo_names_its_classes(run: Callable, tmp_path: Path) -> None:
+    from qemcli.zoos.zoo import Zoo
+
+    text = (
+        'family = "siren"\nname = "tiny"\ntrain = 6\nval = 1\ntest = 1\nwidths = [4]\nsteps = 2\n'
+    )
+    (tmp_path / "recipe.toml").write_text(text)
+    ran = run("build", tmp_path / "recipe.toml", "--out", tmp_path / "z", "--workers", 1, "-q")
+    assert ran.code == 0, ran.err
+    zoo = Zoo.open(tmp_path / "z")
+    assert zoo.record["classes"] == [str(i) for i in range(10)]

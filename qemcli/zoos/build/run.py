@@ -1,7 +1,7 @@
 """Build a zoo: the recipe's networks in blocks, one single-threaded process a core, resumable.
 
 Each family of networks is a module that can `load` the images of its recipe, make one `block`, and
-say the `summary` and the `card` of the zoo.
+say the `summary` and the `card` of the zoo, and `about` what else its record has.
 """
 
 from __future__ import annotations
@@ -88,10 +88,12 @@ def _block(block: int, numbers: list[int], folder: Path) -> None:
 
 def _finished(recipe: AnyRecipe, store: Store, count: int) -> dict[str, Any]:
     record = {"recipe": dataclasses.asdict(recipe), "licence": recipe.licence, "name": recipe.name}
-    about = {**record, "provenance": {"command": "qem build", "qem": __version__}}
-    table = store.finish(count, about)
-    summary = {"zoo": str(store.folder), **family(recipe).summary(recipe, table)}
-    text = card(recipe, family(recipe).card(recipe, summary))
+    made = family(recipe)
+    about = made.about(recipe) if hasattr(made, "about") else {}
+    provenance = {"command": "qem build", "qem": __version__}
+    table = store.finish(count, {**record, **about, "provenance": provenance})
+    summary = {"zoo": str(store.folder), **made.summary(recipe, table)}
+    text = card(recipe, made.card(recipe, summary))
     beside(store.folder / "README.md", lambda p: p.write_text(text))
     return summary
 

@@ -176,6 +176,12 @@ def _row(recipe: SirenRecipe, pictures: Pictures, number: int) -> dict[str, Any]
     }
 
 
+def about(recipe: SirenRecipe) -> dict[str, Any]:
+    """What the zoo's record says beside its recipe: the names of the classes."""
+    names = sources.class_names(recipe.source)
+    return {"classes": names} if names else {}
+
+
 def summary(recipe: SirenRecipe, table: pandas.DataFrame) -> dict[str, Any]:
     """What the build answers: counts, and quantiles of the PSNR."""
     quantiles = table["psnr"].quantile([0, 0.25, 0.5, 0.75, 1]).round(2).tolist()

@@ -53,6 +53,18 @@ def read(source: str) -> Labelled:
     return _digits() if source == "digits" else _parquet(source)
 
 
+def class_names(source: str) -> list[str]:
+    """What the source calls its classes; [] where it gives them numbers only."""
+    if source == "digits":
+        return [str(i) for i in range(10)]
+    import pyarrow.parquet
+
+    schema = pyarrow.parquet.read_schema(_fetched(source))
+    record = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = record.get("info", {}).get("features", {}).values()
+    return next((f["names"] for f in features if isinstance(f, dict) and f.get("names")), [])
+
+
 Labelled = tuple[np.ndarray, np.ndarray]  # (p, channels, h, w) in [0, 1], (p,)
 
 
