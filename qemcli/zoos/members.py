@@ -95,17 +95,19 @@ class Tar:
 
     def members(self) -> Iterator[Member]:
         """Every file, in the order of the archive; a cut is a last member with its `reason`."""
-        size, name = self.path.stat().st_size, self.path.name
+        size, last = self.path.stat().st_size, Member(self.path.name, 0)
         try:
             with tarfile.open(self.path, "r:") as archive:
                 kept: Any = archive
                 while (info := archive.next()) is not None:
                     kept.members.clear()  # else a million headers stay in memory
-                    name = info.name
+                    last = _of_tar(info, size)
                     if not info.isdir():
-                        yield _of_tar(info, size)
+                        yield last
         except (tarfile.TarError, *_BROKEN, OSError) as error:
-            yield Member(name, 0, reason=f"the archive is cut short or damaged after it ({error})")
+            if last.reason is None:  # else it is where the cut lies, and was named
+                reason = f"the archive is cut short or damaged after it ({error})"
+                yield Member(f"{last.name} ...", 0, reason=reason)
 
     def read(self, member: Member) -> bytes:
         """The member's bytes; InputError where the archive has become shorter."""

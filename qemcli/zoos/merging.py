@@ -140,8 +140,9 @@ class Merge:
                 for pair in table[name].value_counts().to_pylist():
                     key = pair["values"] or "unknown"
                     into[key] = into.get(key, 0) + pair["counts"]
-        if "test_accuracy" in table.column_names:
-            self.labelled += table.num_rows - table["test_accuracy"].null_count
+        label = next((n for n in ("test_accuracy", "label") if n in table.column_names), None)
+        if label:
+            self.labelled += table.num_rows - table[label].null_count
 
 
 def _grouped(tables: Iterable[pyarrow.Table], schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:

@@ -28,7 +28,7 @@ PNG = re.compile(
     r"(?:^|/)([a-z0-9]+)_png_(train|test)(?:ing)?_([A-Za-z0-9]+)_(\d{1,9})"
     r"/checkpoints/model_final\.pth$"
 )
-NUMBERED = re.compile(r"(?:^|/)([\w-]*inrs)/(?:[\w-]+/)?(?:(train|test)/)?model_(\d{1,9})\.pth$")
+NUMBERED = re.compile(r"(?:^|/)([\w-]*inrs)/(?:[\w-]+/)??(?:(train|test)/)?model_(\d{1,9})\.pth$")
 TRAINING = {"cifar10": 50_000}  # images of the training file; 60,000 elsewhere
 VAL = 5_000
 CIFAR10 = (
