@@ -34,7 +34,6 @@ import torch
 
 from qemcli import groups, registry
 from qemcli.errors import UsageError
-from qemcli.intervals import paired
 from qemcli.machine import steady
 from qemcli.predictors import Design, Predictor
 from qemcli.processes import spread
@@ -191,12 +190,12 @@ def _measured(
     predictions = {"none": prediction}
     for scales in dict.fromkeys((*plan.ranges, *filter(None, [trial.augment]))):
         copies = orbit(test, plan.group, scales, 99)
-        predictions[_named(scales)], _ = scored(task, predictor.predict(copies.flat), test.target)
+        predictions[named(scales)], _ = scored(task, predictor.predict(copies.flat), test.target)
     row: dict[str, Any] = {
         "design": trial.name,
-        "augment": _named(trial.augment),
+        "augment": named(trial.augment),
         "seed": trial.seed,
-        **task.score(predictions[_named(trial.augment)], label_),
+        **task.score(predictions[named(trial.augment)], label_),
         "parameters": predictor.parameters,
         "seconds": seconds,
         "inference_ms": 1e3 * per_network,
@@ -210,7 +209,7 @@ def _measured(
     return row, {"label": label_, **predictions}
 
 
-def _named(scales: Range | None) -> str:
+def named(scales: Range | None) -> str:
     return "none" if scales is None else f"{scales[0]:g}:{scales[1]:g}"
 
 
@@ -277,58 +276,3 @@ def compare(
     for _ in spread(_work, jobs, workers, _start, (sample,)):
         advance(1)
     return [_read(path) for _, path in kept]
-
-
-def table(
-    plan: Comparison, runs: list[tuple[dict[str, Any], dict[str, np.ndarray]]]
-) -> list[dict[str, Any]]:
-    """One row a design and augmentation: means over seeds, and the paired difference to the
-    reference, both on test networks augmented as the training zoo was."""
-    task = registry.load("tasks", plan.task)
-    metric = getattr(task, task.METRIC)
-    grouped: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, np.ndarray]]]] = {}
-    for row, predictions in runs:
-        grouped.setdefault((row["design"], row["augment"]), []).append((row, predictions))
-    rows = []
-    for (design, augment), members in grouped.items():
-        found = _averaged(design, augment, task.METRIC, [row for row, _ in members])
-        base = grouped.get((plan.reference, augment))
-        if base and design != plan.reference and len(base) == len(members):
-            ours, theirs = (np.stack([p[augment] for _, p in part]) for part in (members, base))
-            gap = paired(metric, ours, theirs, members[0][1]["label"], resamples=400)
-            found |= dict(zip(("difference", "low", "high"), gap, strict=True))
-        rows.append(found)
-    return rows
-
-
-def _averaged(design: str, augment: str, metric: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {"design": design, "augment": augment, "seeds": len(rows)}
-    for name in rows[0]:
-        values = [row[name] for row in rows if row[name] is not None]
-        if name in ("design", "augment", "seed", "eps") or not values:
-            continue
-        same = all(v == values[0] for v in values)
-        found[name] = max(values) if name == "invariance_error" else float(np.mean(values))
-        if same and isinstance(values[0], int):
-            found[name] = values[0]
-        if name == metric:
-            found["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    if "eps" in rows[0]:
-        found["eps"] = [float(e) for e in np.mean([row["eps"] for row in rows], axis=0)]
-    return found
-
-
-def markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """The table as Markdown, four digits."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, list):
-            return ", ".join(f"{v:.2f}" for v in value)
-        if isinstance(value, float):
-            return f"{value:.3f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.1e}"
-        return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-    shown = [name for name in columns if any(name in row for row in rows)]
-    lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
-    lines += ["| " + " | ".join(cell(row.get(name)) for name in shown) + " |" for row in rows]
-    return "\n".join(lines) + "\n"

@@ -83,6 +83,20 @@ def tradeoff(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
     save(figure, path)
 
 
+def augmented(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
+    """Score (vertical) on zoos augmented by growing scales, one line a design."""
+    figure = _figure(8.0, 4.5)
+    axes = figure.subplots()
+    for i, row in enumerate(rows):
+        zoos = [name for name in row if name != "design" and not name.endswith((" low", " high"))]
+        scores = [row[zoo] for zoo in zoos]
+        axes.plot(zoos, scores, marker="osD^vP*X"[i % 8], color=f"C{i % 10}", label=row["design"])
+    axes.set_xlabel("scales of the copies that train and test networks were augmented by")
+    axes.set_ylabel(metric)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
+
+
 def errors(rows: list[dict[str, Any]], path: Path) -> None:
     """Largest error of every row of a verification (log scale), with the tolerance it is held
     to."""

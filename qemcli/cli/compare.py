@@ -35,7 +35,7 @@ def compare(
     """
     import os
 
-    from qemcli import comparison, recipes, report
+    from qemcli import comparison, leaderboard, recipes, report
     from qemcli.fitting import with_split
     from qemcli.registry import load
     from qemcli.samples import gather
@@ -50,7 +50,7 @@ def compare(
     with sink.progress("comparing", total) as advance:
         workers = workers or os.cpu_count() or 1
         runs = comparison.compare(plan, sample, out, workers, advance)
-    rows = comparison.table(plan, runs)
+    rows = leaderboard.table(plan, runs)
     metric = load("tasks", plan.task).METRIC
     ranges = [f"{metric} {low:g}:{high:g}" for low, high in plan.ranges]
     shown = [
@@ -70,8 +70,10 @@ def compare(
     shown += ["invariance_error", "eps", "parameters", "seconds", "inference_ms"]
     if not plan.augment:
         shown.remove("augment")
-    (out / "table.md").write_text(comparison.markdown(rows, shown))
+    (out / "table.md").write_text(leaderboard.tables(plan, rows, shown))
     report.tradeoff(rows, metric, out / "tradeoff.png")
+    if plan.augment:
+        report.augmented(leaderboard.augmented(plan, rows), metric, out / "augmented.png")
     import pandas
 
     pandas.DataFrame([row for row, _ in runs]).to_parquet(out / "results.parquet", index=False)

@@ -1,0 +1,85 @@
+"""Comparisons: what is run, with how many steps, and what the tables say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qemcli import comparison, leaderboard
+from qemcli.comparison import Comparison, trials
+from qemcli.errors import UsageError
+from qemcli.predictors import Design
+from qemcli.training import Schedule
+
+RAW, BALANCED = Design("statnn"), Design("statnn", "balanced")
+PLAN = Comparison(
+    seeds=(0, 1),
+    reference="statnn none",
+    ranges=((1.0, 10.0),),
+    augment=((1.0, 10.0), (1.0, 100.0)),
+    augmented=("statnn none",),
+    schedule=Schedule(epochs=5),
+    designs=(RAW, BALANCED),
+)
+
+
+def test_augmented_zoos_are_for_the_designs_that_are_named() -> None:
+    found = [(t.name, t.augment) for t in trials(PLAN) if t.seed == 0]
+    assert found == [
+        ("statnn none", None),
+        ("statnn balanced", None),
+        ("statnn none", (1.0, 10.0)),
+        ("statnn none", (1.0, 100.0)),
+    ]
+
+
+def test_doubled_zoos_take_as_many_steps() -> None:
+    assert {t.schedule.epochs for t in trials(PLAN) if t.augment is None} == {5}
+    assert {t.schedule.epochs for t in trials(PLAN) if t.augment} == {3}
+
+
+def _runs(scores: dict[tuple[str, str], float]) -> leaderboard.Runs:
+    """Two seeds a design and zoo whose predictions are the labels plus noise of a given size."""
+    runs = []
+    for (design, augment), noise in scores.items():
+        for seed in (0, 1):
+            rng = np.random.default_rng((seed, len(runs)))
+            label = np.linspace(0, 1, 60)
+            own, other = (label + noise * rng.normal(size=60) for _ in range(2))
+            predictions = {"label": label, "none": other, augment: own}
+            row = {"design": design, "augment": augment, "seed": seed, "tau": 1 - noise}
+            runs.append((row | {"invariance_error": 10.0**seed, "parameters": 7}, predictions))
+    return runs
+
+
+def test_difference_is_taken_on_networks_augmented_alike() -> None:
+    scores = {("statnn none", "1:10"): 2.0, ("statnn balanced", "1:10"): 0.01}
+    raw, balanced = leaderboard.table(PLAN, _runs(scores))
+    assert "difference" not in raw
+    assert balanced["low"] > 0.3
+    assert balanced["seeds"] == 2
+    assert balanced["invariance_error"] == 10  # the worst seed, not the mean
+    assert balanced["parameters"] == 7
+
+
+def test_tables_show_augmented_zoos_beside_the_plain_one() -> None:
+    zoos = ("none", "1:10", "1:100")
+    scores = {("statnn none", zoo): 1 - 0.1 * i for i, zoo in enumerate(zoos)}
+    scores[("statnn balanced", "none")] = 0.1
+    rows = leaderboard.table(PLAN, _runs(scores))
+    found = leaderboard.augmented(PLAN, rows)
+    assert [row["design"] for row in found] == ["statnn none"]
+    assert found[0]["1:100"] == pytest.approx(0.2)
+    text = leaderboard.tables(PLAN, rows, ["design", "augment", "tau", "difference"])
+    plain, _, second = text.partition("\n\n")
+    assert plain.count("\n") == 3
+    assert "| statnn none | 0.000 | 0.100 | 0.200 |" in second
+
+
+def test_names_that_are_no_design_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('augmented = ["statnn exact"]\n[[design]]\narchitecture = "statnn"\n')
+    with pytest.raises(UsageError, match="'statnn exact' is not among the designs"):
+        comparison.load(path)
