@@ -35,8 +35,7 @@ class Shown(nn.Module):
     def __init__(self, space: WeightSpace, editor: nn.Module, pixels: int = 0) -> None:
         super().__init__()
         self.space, self.editor, self.pixels = space, editor, pixels
-        _, height, width = signals.check(space)
-        self.register_buffer("grid", signals.coordinates(space, height, width), persistent=False)
+        signals.check(space)
 
     def claims(self, space: WeightSpace) -> set[str]:
         """What the editor is equivariant to."""
@@ -59,12 +58,15 @@ class Shown(nn.Module):
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor | Glimpse:
         branches = self.branches(w)
-        k = branches[self.space.names[0]].shape[1]
-        grid: Tensor = self.grid  # type: ignore[assignment]
+        first = branches[self.space.names[0]]
+        _, height, width = signals.check(self.space)
+        grid = signals.coordinates(self.space, height, width, first.dtype).to(first.device)
         at = torch.arange(len(grid), device=grid.device)
         if self.training and self.pixels:
             at = torch.randperm(len(grid), device=grid.device)[: self.pixels]
-        outputs = respond(self.space, folded(branches), grid[at]).unflatten(0, (-1, k)).mean(1)
+        outputs = (
+            respond(self.space, folded(branches), grid[at]).unflatten(0, first.shape[:2]).mean(1)
+        )
         black, white = self.space.forward.levels
         values = ((outputs - black) / (white - black)).transpose(1, 2)
         return Glimpse(values, at) if self.training else values.flatten(1)
