@@ -203,19 +203,22 @@ def _said(metadata: Mapping[str, Any]) -> str:
     return str(metadata.get("convention", metadata.get("config.convention", "")))
 
 
-def siren_of(
-    space: WeightSpace, w0: float, convention: str, image: tuple[int, ...] | None = None
-) -> WeightSpace:
-    """The same tensors, run as a SIREN; InputError for what is none (convolutions, another
-    activation), UsageError for an unknown convention."""
-    if convention not in CONVENTIONS:
+def stated(space: WeightSpace, w0: float | None, convention: str | None) -> WeightSpace:
+    """The space with what the caller says of how its SIRENs are run, before what the file says.
+
+    Unchanged where nothing is said or w0 stays unknown, and for what can be no SIREN
+    (convolutions, another activation). UsageError for an unknown convention.
+    """
+    if convention is not None and convention not in CONVENTIONS:
         raise UsageError(
             f"no convention is called '{convention}'", f"known: {', '.join(CONVENTIONS)}"
         )
-    if space.family == "cnn" or space.activation not in (None, "sin"):
-        raise InputError(f"not a SIREN: a {space.family} with {space.activation or 'convolutions'}")
-    shown = image or space.forward.image
-    forward = Forward(w0=w0, image=shown, known=True, **CONVENTIONS[convention])
+    run = space.forward if space.family == "siren" else Forward(axes="")
+    unknown = w0 is None and (convention is None or not run.known)
+    if unknown or space.family == "cnn" or space.activation not in (None, "sin"):
+        return space
+    said = CONVENTIONS.get(convention or "", {})
+    forward = replace(run, w0=run.w0 if w0 is None else w0, known=True, **said)
     return replace(space, family="siren", activation="sin", forward=forward)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +11,90 @@ import numpy as np
 
 from qemcli.errors import EnvironmentFailure, UsageError
 
+FORMATS = (".png", ".svg", ".pdf")
+TILE, GAP, LINE = 96, 8, 13  # pixels of a sheet: an image's side, between images, a line of text
 
-def _figure(width: float = 5.0, height: float = 5.0) -> Any:
+
+def _figure(width: float = 5.0, height: float = 5.0, layout: Any = "constrained") -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise EnvironmentFailure(
             "pictures need matplotlib", "pip install 'qemcli[plots]'"
         ) from None
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write the figure by its suffix; UsageError where there is no such folder."""
-    if path.suffix not in (".png", ".svg", ".pdf"):
+def check(path: Path) -> None:
+    """UsageError where no picture can be written to `path`; asked before the work begins."""
+    if path.suffix not in FORMATS:
         raise UsageError(f"{path}: a picture is a .png, .svg or .pdf file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: no such folder")
-    figure.savefig(path, dpi=120)
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError(f"{path}: no such folder" if not path.is_dir() else f"{path}: a folder")
+
+
+def save(figure: Any, path: Path, dpi: int = 120) -> None:
+    """Write the figure by its suffix, beside the target and renamed; raises as `check`."""
+    check(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(beside, dpi=dpi, format=path.suffix[1:])
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[Sequence[str]],
+    path: Path,
+    names: Sequence[str] = (),
+) -> None:
+    """A contact sheet: rows of images (c, h, w) on the [0, 1] scale, clipped to it for display.
+
+    `captions` holds one text an image, row by row (an empty row: none); `names` one text a row,
+    at its left. Images keep their pixels: each is enlarged by a whole number.
+    """
+    largest = max(max(image.shape[1:]) for row in rows for image in row)
+    side = largest * max(1, round(TILE / largest))
+    text = [LINE * max((c.count("\n") + 1 for c in row), default=0) for row in captions]
+    left = GAP + (TILE if any(names) else 0)
+    width = left + max(map(len, rows)) * (side + GAP)
+    tops = np.cumsum([GAP, *(side + GAP + t for t in text)])
+    canvas = np.ones((int(tops[-1]), width, 3))
+    figure = _figure(width / 100, int(tops[-1]) / 100, "none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for i, (row, top) in enumerate(zip(rows, tops, strict=False)):
+        for j, image in enumerate(row):
+            at = left + j * (side + GAP)
+            _place(canvas[top : top + side, at : at + side], image)
+            said = _shown(captions[i][j]) if j < len(captions[i]) else ""
+            style = {"ha": "center", "va": "top", "fontsize": 6.5, "parse_math": False}
+            axes.text(at + side / 2, top + side + 2, said, **style)
+        if i < len(names):
+            axes.text(GAP, top + side / 2, names[i], va="center", fontsize=8, parse_math=False)
+    extent = (0, width, int(tops[-1]), 0)
+    axes.imshow(canvas, extent=extent, interpolation="nearest", aspect="auto")
+    save(figure, path, 100)
+
+
+def _place(tile: np.ndarray, image: np.ndarray) -> None:
+    """Enlarge the image by a whole number and put it into the middle of the tile."""
+    pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+    by = len(tile) // max(image.shape[1:])
+    large = np.kron(np.clip(pixels, 0, 1), np.ones((by, by, 1)))
+    top, left = (len(tile) - large.shape[0]) // 2, (len(tile) - large.shape[1]) // 2
+    tile[:] = 0.9
+    tile[top : top + large.shape[0], left : left + large.shape[1]] = large
+
+
+def _shown(text: str) -> str:
+    """What the font has; anything else, and what could drive a viewer, is a question mark."""
+    known = (
+        c if c == "\n" or (c.isprintable() and c < "\u0250") or c == "…" else "?" for c in text
+    )
+    return "".join(known)
 
 
 def scatter(prediction: np.ndarray, label: np.ndarray, title: str, path: Path) -> None:

@@ -42,6 +42,13 @@ Activation = Annotated[
     str | None,
     typer.Option("--activation", help="The networks' activation, where no file says it."),
 ]
+W0 = Annotated[
+    float | None, typer.Option("--w0", help="SIRENs: w0 of sin(w0 z), where no file says it.")
+]
+Convention = Annotated[
+    str | None,
+    typer.Option("--convention", help="SIRENs: nfn or dws (axes, levels), where no file says it."),
+]
 
 
 def device(choice: Device) -> str:

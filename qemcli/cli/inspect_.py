@@ -12,6 +12,7 @@ from qemcli.cli._out import Answer, Sink
 
 app = typer.Typer(add_completion=False)
 
+BELOW = ("tensors", "skipped", "space", "refused")  # not in a person's summary
 Files = Annotated[list[Path], typer.Argument(help="Checkpoints.", metavar="CHECKPOINT...")]
 
 
@@ -19,6 +20,8 @@ Files = Annotated[list[Path], typer.Argument(help="Checkpoints.", metavar="CHECK
 def inspect(
     checkpoints: Files,
     activation: options.Activation = None,
+    w0: options.W0 = None,
+    convention: options.Convention = None,
     strict: options.Strict = False,
     json: options.Json = False,
     out: options.OutFile = None,
@@ -32,7 +35,9 @@ def inspect(
     from qemcli import inspection
 
     sink = Sink(json, quiet, verbose)
-    rows, failed = inspection.inspect(checkpoints, activation, strict)
+    rows, failed = inspection.inspect(checkpoints, activation, strict, w0, convention)
+    for hint in dict.fromkeys(row["hint"] for row in rows if "hint" in row):
+        sink.note(f"hint: {hint}")
     if len(rows) == 1 and not failed:
         sink.answer(inspection_answer(rows[0], json), out)
         return
@@ -46,5 +51,5 @@ def inspection_answer(row: dict, json: bool) -> Answer:
         return Answer([row], row)
     tensors = [{"tensor": n, **t} for n, t in row["tensors"].items()]
     skipped = [{"tensor": s["tensor"], "axes": f"left out: {s['reason']}"} for s in row["skipped"]]
-    summary = {k: v for k, v in row.items() if k not in ("tensors", "skipped", "space", "refused")}
+    summary = {k: v for k, v in row.items() if k not in (*BELOW, "hint")}
     return Answer(tensors + skipped, summary, columns=["tensor", "axes", "shape", "dtype"])

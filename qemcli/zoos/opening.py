@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from qemcli.errors import InputError
+from qemcli.recognition import stated
 from qemcli.zoos.resolve import resolve
 from qemcli.zoos.zoo import Zoo
 
@@ -37,6 +39,18 @@ def open_zoo(
     if not len(zoo):
         raise InputError(f"{path}: no usable checkpoint{_why(zoo)}")
     return zoo
+
+
+def as_sirens(zoo: Zoo, w0: float | None = None, convention: str | None = None) -> Zoo:
+    """The zoo with what the caller says of how its SIRENs are run; networks of another activation
+    stay what they are. UsageError for an unknown convention."""
+    spaces = {arch: stated(space, w0, convention) for arch, space in zoo.spaces.items()}
+    changed = [arch for arch, space in spaces.items() if space is not zoo.spaces[arch]]
+    index = zoo.index
+    if changed and "activation" in index:
+        unknown = index["activation"].isna() & index["arch"].isin(changed)
+        index = index.assign(activation=index["activation"].mask(unknown, "sin"))
+    return replace(zoo, spaces=spaces, index=index)
 
 
 def _why(zoo: Zoo) -> str:
