@@ -20,7 +20,9 @@ from torch.nn import functional as F
 
 from qemcli.errors import UnsupportedError
 from qemcli.functions import FUNCTIONS
+from qemcli.layers.features import Features, door
 from qemcli.layers.neurons import uniform
+from qemcli.layers.statistics import StandardiseTensors
 from qemcli.spaces import WeightSpace
 
 FORWARD, REVERSED, BOTH = 0, 1, 2  # raw channels of an edge: (w, 0, w), reversed (0, w, w)
@@ -51,6 +53,16 @@ class Windows:
         window, place = self.places[l]
         whole = len(place) == self.sizes[window]
         return windows[window] if whole else windows[window][..., place]
+
+    def branches(self, edges: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Edges (b, n_l, n_{l-1}, count * largest window) -> (..., count * taps) of each layer."""
+        parts = [e.unflatten(-1, (count, -1)) for e in edges]
+        windows = [[e[..., :n] for n in self.sizes] for e in parts]
+        return [self.cut(own, l).flatten(-2) for l, own in enumerate(windows)]
+
+    @property
+    def largest(self) -> int:
+        return max(self.sizes)
 
 
 class RawEdges(nn.Module):
@@ -167,14 +179,12 @@ class Entry(nn.Module):
     change places. Source: arXiv:2403.12143, with `calibrate` setting one mean and std a tensor.
     """
 
-    shift: Tensor
-    scale: Tensor
-
     def __init__(
         self, space: WeightSpace, nodes: int, edges: int, fourier: int, spread: float, probes: int
     ) -> None:
         super().__init__()
         self.space, windows = space, Windows(space)
+        self.standard = StandardiseTensors(space, True)
         self.bias_map: nn.Module
         self.weight_map: RawEdges | FourierEdges
         if fourier:
@@ -186,35 +196,26 @@ class Entry(nn.Module):
         self.node_in, self.edge_in = nn.Linear(nodes, nodes), nn.Linear(edges, edges)
         self.kinds = places(space)
         self.codes = nn.Parameter(torch.randn(max(self.kinds) + 1, nodes))
-        self.register_buffer("shift", torch.zeros(len(space.layers), 2))
-        self.register_buffer("scale", torch.ones(len(space.layers), 2))
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """One mean and one std a tensor, from the training set: no symmetry is broken."""
-        for l, pair in enumerate(self.space.matrices(w)):
-            for i, x in enumerate(pair):
-                mean = x.mean(dtype=torch.float64)
-                std = (x - mean).square().mean(dtype=torch.float64).sqrt()
-                self.shift[l, i] = mean
-                self.scale[l, i] = torch.where(std > 0, std, torch.ones_like(std))
+        self.standard.fit(door(self.space, w))
 
-    def nodes(self, w: Mapping[str, Tensor]) -> Tensor:
+    def read(self, w: Mapping[str, Tensor]) -> Features:
+        """The entries, standardised."""
+        return self.standard(door(self.space, w))
+
+    def nodes(self, w: Mapping[str, Tensor], entries: Features) -> Tensor:
         """(b, N, nodes); the inputs have no bias and read as zeros."""
-        pairs = self.space.matrices(w)
-        done = [
-            (bias - shift) / scale
-            for (_, bias), shift, scale in zip(
-                pairs, self.shift[:, 1], self.scale[:, 1], strict=True
-            )
-        ]
-        inputs = done[0].new_zeros(len(done[0]), self.space.widths[0])
-        x = self.bias_map(torch.cat([inputs, *done], dim=1)[..., None])
+        biases = [bias for _, bias in entries]
+        inputs = biases[0].new_zeros(len(biases[0]), self.space.widths[0], 1)
+        x = self.bias_map(torch.cat([inputs, *biases], dim=1))
         if self.probes is not None:
             x = x + self.probes(w)
         return self.node_in(x) + self.codes[self.kinds]
 
     def edges(
-        self, w: Mapping[str, Tensor], weight: Tensor, bias: Tensor
+        self, entries: Features, weight: Tensor, bias: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The embedded edges through one more affine map (o, edges): forward and reversed copies.
 
@@ -224,8 +225,7 @@ class Entry(nn.Module):
         bias = weight @ self.edge_in.bias + bias
         weight = weight @ self.edge_in.weight
         forward, back = [], []
-        for l, (x, _) in enumerate(self.space.matrices(w)):
-            x = (x - self.shift[l, 0]) / self.scale[l, 0]
+        for l, (x, _) in enumerate(entries):
             forward.append(self.weight_map(x, l, FORWARD, weight, bias))
             back.append(self.weight_map(x.transpose(1, 2), l, REVERSED, weight, bias))
         return forward, back

@@ -124,7 +124,8 @@ class GNN(nn.Module):
         none: that of the one before). Maps that follow each other are joined before they meet an
         edge.
         """
-        x = self.entry.nodes(w)
+        entries = self.entry.read(w)
+        x = self.entry.nodes(w, entries)
         updates = [update for update in self.updates if isinstance(update, EdgeUpdate)]
         inner: list[Tensor] = []
         for i, convolution in enumerate(m for m in self.convolutions if isinstance(m, PNA)):
@@ -132,7 +133,7 @@ class GNN(nn.Module):
             weight = torch.cat([m.weight for m in reads])
             bias = torch.cat([m.bias for m in reads])
             if i == 0:
-                seen = blocks(*self.entry.edges(w, weight, bias))
+                seen = blocks(*self.entry.edges(entries, weight, bias))
             else:
                 outer = updates[i - 1].outer
                 bias, weight = weight @ outer.bias + bias, weight @ outer.weight

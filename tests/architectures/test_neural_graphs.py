@@ -31,12 +31,9 @@ def build(space, **config):
     return randomise(model).eval()
 
 
-@pytest.mark.parametrize("name", ng.PRESETS)
-def test_neural_graph_counts_are_the_published_ones(name):
-    preset = ng.PRESETS[name]
-    with torch.device("meta"):
-        model = ng.Model(preset.weight_space(), preset.config)
-    assert preset.published in (None, sum(p.numel() for p in model.parameters()))
+def test_neural_graph_presets_hold_the_published_counts():
+    """That they are met is tested with all others, in test_models.py."""
+    assert {p.published for p in ng.PRESETS.values()} >= {92_010, 100_714}
 
 
 @pytest.mark.parametrize("case", CASES)

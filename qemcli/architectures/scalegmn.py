@@ -1,0 +1,341 @@
+"""ScaleGMN: message passing that carries the neurons' scales or signs along; GMN without them.
+
+Kalogeropoulos et al., Scale Equivariant Graph Metanetworks, arXiv:2406.10685.
+
+    x_i <- q_i x_i,   e_ij <- q_i / q_j e_ij    on hidden neurons, in every layer
+
+The activation of the INPUT networks chooses the group: odd -> signs (tanh, sine), homogeneous ->
+positive scales (relu). `symmetry = permutation` drops the factors and puts ordinary perceptrons
+everywhere: the GMN of the tables of arXiv:2602.01083.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from qemcli.errors import UnsupportedError, UsageError
+from qemcli.layers import scale_equivariant as blocks
+from qemcli.layers.deltas import Deltas
+from qemcli.layers.features import Features, require_hidden
+from qemcli.layers.graph import Windows
+from qemcli.layers.presets import Preset
+from qemcli.layers.scale_graph import (
+    PERMUTATION,
+    SCALE,
+    SIGN,
+    EndsReadout,
+    Graph,
+    GraphReadout,
+    OutputsReadout,
+    PlainReadout,
+    ScaleEntry,
+    ScaleLayer,
+    Symmetry,
+)
+from qemcli.registry import suggest
+from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
+
+SYMMETRIES = {"permutation": PERMUTATION, "sign": SIGN, "scale": SCALE}
+DIRECTIONS = ("forward", "both")
+INVARIANTS: dict[str, type[blocks.Absolute] | type[blocks.Symmetrised]] = {
+    "abs": blocks.Absolute,
+    "symmetrised": blocks.Symmetrised,
+}
+ENDS = {"plain": blocks.PlainEnds, "modulated": blocks.ModulatedEnds}
+READOUTS = ("ends", "graph")
+
+
+@dataclass(frozen=True)
+class Config:
+    """`channels` of nodes and edges, `width` of every perceptron, `layers`.
+
+    `symmetry`: auto (the activation's), sign, scale or permutation (GMN). `direction` of messages:
+    forward | both. `invariants` of signs: abs | symmetrised. At inputs and outputs perceptrons
+    (`ends`: plain | modulated by a linear map), two of them where `ends_apart`. `readout`: ends
+    (outputs, and inputs where messages go both ways) | graph. `skip`: linear skips around layers;
+    `edge_codes`: learned codes of edges too; `inner_codes`: codes are read by messages and updates;
+    `norm`: LayerNorm in perceptrons; `dropout` in [0, 1) of nodes, `inner_dropout` in perceptrons.
+    `standardised`: one size a tensor, by `calibrate`. `expand`: branches of the editor.
+    """
+
+    channels: int = 32
+    width: int = 32
+    layers: int = 3
+    symmetry: str = "auto"
+    direction: str = "forward"
+    invariants: str = "abs"
+    ends: str = "plain"
+    ends_apart: bool = False
+    readout: str = "graph"
+    skip: bool = True
+    edge_codes: bool = False
+    inner_codes: bool = False
+    norm: bool = True
+    dropout: float = 0.0
+    inner_dropout: float = 0.0
+    standardised: bool = True
+    outputs: int = 1
+    expand: int = 1
+
+
+_PAPER = "arXiv:2406.10685, released configuration"
+_MNIST = Config(
+    128, 128, 4, "sign", invariants="symmetrised", ends="modulated", readout="ends",
+    edge_codes=True, dropout=0.2, standardised=False, outputs=10,
+)  # fmt: skip
+_FASHION = Config(
+    128, 64, 2, "sign", invariants="symmetrised", ends_apart=True, edge_codes=True, dropout=0.2,
+    inner_dropout=0.2, standardised=False, outputs=10,
+)  # fmt: skip
+_CIFAR = Config(
+    64, 64, 4, "sign", ends_apart=True, readout="ends", skip=False, dropout=0.2,
+    standardised=False, outputs=10,
+)  # fmt: skip
+_RELU = Config(128, 128, 4, "scale", readout="ends", skip=False, standardised=False)
+_TANH = Config(
+    128, 128, 4, "sign", invariants="symmetrised", ends_apart=True, skip=False, standardised=False
+)
+_BOTH = "arXiv:2406.10685, released configuration; messages from above read the updated edges"
+_SUM = "; the readout calls its map of the ends, which the released code has and skips"
+PRESETS = {
+    "scalegmn-inr-mnist": Preset(_MNIST, 1_772_042, _PAPER, "siren-mnist"),
+    "scalegmn-b-inr-mnist": Preset(
+        replace(_MNIST, direction="both", skip=False, edge_codes=False, inner_codes=True),
+        3_089_162, _BOTH, "siren-mnist",
+    ),
+    "scalegmn-inr-fashion": Preset(_FASHION, 664_458, _PAPER + _SUM, "siren-fashion"),
+    "scalegmn-b-inr-fashion": Preset(
+        replace(_FASHION, direction="both"), 1_011_338, _BOTH + _SUM, "siren-fashion"
+    ),
+    "scalegmn-inr-cifar": Preset(_CIFAR, 397_450, _PAPER, "siren-cifar"),
+    "scalegmn-b-inr-cifar": Preset(
+        replace(_CIFAR, direction="both", ends="modulated", ends_apart=False, norm=False),
+        492_298, _BOTH, "siren-cifar",
+    ),
+    "scalegmn-cnn-relu": Preset(_RELU, 1_356_801, _PAPER),
+    "scalegmn-b-cnn-relu": Preset(
+        replace(_RELU, direction="both"), 2_263_809,
+        f"{_PAPER}; from above reciprocals are read, as the paper says and the code does not",
+    ),
+    "scalegmn-cnn-tanh": Preset(_TANH, 2_318_849, _PAPER + _SUM, "cnn-zoo-tanh"),
+    "scalegmn-b-cnn-tanh": Preset(
+        replace(_TANH, direction="both", dropout=0.2), 3_441_665, _BOTH + _SUM, "cnn-zoo-tanh"
+    ),
+    "scalegmn-small": Preset(
+        Config(16, 16, outputs=10), None, "ours: what two cores train", "siren-mnist"
+    ),
+    "scalegmn-b-small": Preset(
+        Config(16, 16, direction="both", outputs=10), None, "ours: what two cores train",
+        "siren-mnist",
+    ),
+    "gmn-small": Preset(
+        Config(16, 16, symmetry="permutation", direction="both", outputs=10), None,
+        "ours: what two cores train", "siren-mnist",
+    ),
+}  # fmt: skip
+_EDIT = Config(
+    128, 128, 10, "sign", ends_apart=True, dropout=0.1, inner_dropout=0.1, standardised=False
+)
+EDITORS = {
+    "scalegmn-edit": Preset(_EDIT, 4_002_058, _PAPER, "siren-mnist"),
+    "scalegmn-b-edit": Preset(
+        replace(_EDIT, direction="both", ends_apart=False, inner_dropout=0.0), 4_821_385, _BOTH,
+        "siren-mnist",
+    ),
+    "gmn-edit": Preset(
+        replace(_EDIT, symmetry="permutation", direction="both", inner_dropout=0.0), 2_429_832,
+        f"arXiv:2602.01083, k = 1; the {_BOTH}", "siren-mnist",
+    ),
+    "scalegmn-edit-small": Preset(
+        Config(16, 16, direction="both"), None, "ours: what two cores train", "siren-mnist"
+    ),
+}  # fmt: skip
+
+
+class Backbone(nn.Module):
+    """Networks -> nodes and edges after every layer; the last writes `writes` channels on nodes,
+    and on edges as many for every tap (0: the edges are left out there).
+    """
+
+    def __init__(self, space: WeightSpace, config: Config, writes: int = 0) -> None:
+        super().__init__()
+        require_hidden(space, "ScaleGMN")
+        self.config = config
+        symmetry, style = _symmetry(space, config), style_of(space, config)
+        both, c = config.direction == "both", config.channels
+        self.entry = ScaleEntry(space, c, symmetry, both, config.edge_codes)
+        codes = c if config.inner_codes else 0
+        edges = writes * Windows(space).largest
+        last = config.layers - 1
+        self.layers = nn.ModuleList(
+            ScaleLayer(
+                c,
+                (writes or c) if i == last else c,
+                edges if i == last else c,
+                replace(symmetry, two=False) if i == last else symmetry,  # above: read no more
+                style,
+                both,
+                codes,
+            )
+            for i in range(config.layers)
+        )
+        skips = (last if writes else config.layers) if config.skip else 0
+        self.skips = nn.ModuleList(nn.Linear(c, c, bias=False) for _ in range(skips))
+        self.dropout = nn.Dropout(config.dropout)
+        self.writes = writes
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Divide by one size a tensor from now on, where `standardised`."""
+        if self.config.standardised:
+            self.entry.calibrate(w)
+
+    def forward(self, w: Mapping[str, Tensor]) -> list[Graph]:
+        graph = self.entry(w)
+        codes = self.entry.node_codes() if self.config.inner_codes else None
+        steps = [graph]
+        for i, layer in enumerate(self.layers):
+            before, graph = graph.nodes, layer(graph, codes)
+            if i < len(self.skips):
+                skip = self.skips[i]
+                pairs = zip(graph.nodes, before, strict=True)
+                graph.nodes = [x + skip(old) for x, old in pairs]
+            if not (self.writes and i == len(self.layers) - 1):
+                graph.nodes = [self.dropout(x) for x in graph.nodes]
+            steps.append(graph)
+        return steps
+
+
+class Model(nn.Module):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+
+    kind = "invariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.backbone = Backbone(space, config)
+        style = style_of(space, config)
+        self.readout = _readout(space, config)(space, config.channels, config.outputs, style)
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations, with the factors that are carried along."""
+        return claims(self.space, self.config)
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Standardise by the training set, where the configuration says so."""
+        self.backbone.calibrate(w)
+
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """Edges and nodes of layers 1..L after every layer."""
+        steps = enumerate(self.backbone(w))
+        return [
+            (f"layer{i}", list(zip(graph.edges, graph.nodes[1:], strict=True)))
+            for i, graph in steps
+        ]
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        return self.readout(self.backbone(w)[-1].nodes)
+
+
+class Editor(nn.Module):
+    """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
+
+    The last layer writes k channels on nodes, and on edges k for every tap. The delta of b_l is on
+    the nodes of layer l, that of W_l on its edges: both carry the factors of what they join.
+    """
+
+    kind = "equivariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.backbone = Backbone(space, config, config.expand)
+        self.windows, self.out = Windows(space), Deltas(space)
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations, with the factors that are carried along."""
+        return claims(self.space, self.config)
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Standardise by the training set, where the configuration says so."""
+        self.backbone.calibrate(w)
+
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """Edges and nodes of layers 1..L after every layer."""
+        *inner, last = self.backbone(w)
+        steps = [(graph.edges, graph.nodes) for graph in inner]
+        steps.append((self.windows.branches(last.edges, self.config.expand), last.nodes))
+        return [
+            (f"layer{i}", list(zip(edges, nodes[1:], strict=True)))
+            for i, (edges, nodes) in enumerate(steps)
+        ]
+
+    def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.out(self.equivariant(w)[-1][1])
+
+
+def claims(space: WeightSpace, config: Config) -> set[str]:
+    """The groups that these maps commute with. Where an activation has signs and scales both
+    (identity), only one of them is carried along."""
+    name = resolved(space, config)
+    if name == "permutation":
+        return {"permutation"}
+    whole = space.activation in HOMOGENEOUS and space.activation in ODD
+    return {"permutation", name} | (set() if whole else {"monomial"})
+
+
+def resolved(space: WeightSpace, config: Config) -> str:
+    """The name of the symmetry, where it is `auto` by the networks' activation."""
+    name = config.symmetry
+    if name not in ("auto", *SYMMETRIES):
+        hint = suggest(name, ["auto", *SYMMETRIES])
+        raise UsageError(f"scalegmn has no symmetry '{name}'", hint)
+    scaled, signed = space.activation in HOMOGENEOUS, space.activation in ODD
+    if name == "auto":
+        name = "scale" if scaled else "sign"
+    if name == "permutation" or (scaled if name == "scale" else signed):
+        return name
+    what = space.activation or "not known"
+    raise UnsupportedError(
+        f"scalegmn carries {name}s along, and the networks' activation is {what}",
+        "say --activation, or choose symmetry = permutation",
+    )
+
+
+def _symmetry(space: WeightSpace, config: Config) -> Symmetry:
+    if config.direction not in DIRECTIONS:
+        hint = suggest(config.direction, list(DIRECTIONS))
+        raise UsageError(f"scalegmn has no direction '{config.direction}'", hint)
+    return SYMMETRIES[resolved(space, config)]
+
+
+def style_of(space: WeightSpace, config: Config) -> blocks.Style:
+    """How the blocks are made; UsageError for what there is not."""
+    for name, value, known in (
+        ("invariants", config.invariants, INVARIANTS),
+        ("ends", config.ends, ENDS),
+    ):
+        if value not in known:
+            raise UsageError(f"scalegmn has no {name} '{value}'", suggest(value, list(known)))
+    scaled = resolved(space, config) == "scale"
+    return blocks.Style(
+        config.width,
+        config.norm,
+        config.inner_dropout,
+        blocks.Direction if scaled else INVARIANTS[config.invariants],
+        ENDS[config.ends],
+        config.ends_apart,
+    )
+
+
+def _readout(space: WeightSpace, config: Config) -> type[nn.Module]:
+    if config.readout == "ends":
+        return EndsReadout if config.direction == "both" else OutputsReadout
+    if config.readout == "graph":
+        plain = resolved(space, config) == "permutation"
+        return PlainReadout if plain else GraphReadout
+    hint = suggest(config.readout, list(READOUTS))
+    raise UsageError(f"scalegmn has no readout '{config.readout}'", hint)

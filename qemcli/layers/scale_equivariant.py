@@ -1,0 +1,220 @@
+"""Maps that carry a neuron's factor q along: the building blocks of ScaleGMN, and their plain kin.
+
+    inv(q x) = inv(x):     |x|  or  rho(x) + rho(-x)  for q = +-1,      x / |x|  for q > 0
+    eq(x) = Gamma x * phi(inv(x))                                       eq(q x) = q eq(x)
+    message j -> i:  eq((W_e e_ij) * (W_v x_j))      edge:  (W e_ij) * phi(inv(x_j), inv(x_i))
+
+Gamma, W without bias. Inputs and outputs have q = 1: plain perceptrons stand there. An edge tensor
+is (b, n_l, n_{l-1}, c); `source` says which of its axes the messages come from: 2 from below, 1
+from above. Source: arXiv:2406.10685, section 5 and appendix A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qemcli.layers.pooling import direction
+
+FIRST, HIDDEN, LAST = 0, 1, 2  # where a neuron is: among the inputs, hidden, among the outputs
+
+
+class Perceptron(nn.Module):
+    """Linear, (LayerNorm,) SiLU, dropout, Linear: reads -> width -> writes."""
+
+    def __init__(
+        self, reads: int, writes: int, width: int, norm: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(reads, width), nn.Linear(width, writes)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """The parts together are what is read; each may be broadcast along the others."""
+        return self.outer(self.between(*parts))
+
+    def between(self, *parts: Tensor) -> Tensor:
+        """What the outer Linear reads. Parts meet behind the inner Linear, so that those of nodes
+        are multiplied once a node."""
+        weights = self.inner.weight.split([x.shape[-1] for x in parts], dim=1)
+        z = F.linear(parts[0], weights[0], self.inner.bias)
+        for x, weight in zip(parts[1:], weights[1:], strict=True):
+            z = z + F.linear(x, weight)
+        return self.dropout(F.silu(self.norm(z)))
+
+
+class Absolute(nn.Module):
+    """|x|: for signs."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+class Symmetrised(nn.Module):
+    """rho(x) + rho(-x), rho a perceptron: for signs."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+        self.rho = style.perceptron(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner, outer = self.rho.inner, self.rho.outer
+        z = F.linear(x, inner.weight)
+        both = [F.silu(self.rho.norm(y)) for y in (inner.bias + z, inner.bias - z)]
+        return F.linear(self.rho.dropout(both[0] + both[1]), outer.weight, 2 * outer.bias)
+
+
+class Direction(nn.Module):
+    """x / |x|, 0 where x is 0: for positive scales."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return direction(x)
+
+
+class PlainEnds(nn.Module):
+    """A perceptron on inputs and outputs, where any map is equivariant; one for both, or two."""
+
+    def __init__(self, reads: int, writes: int, style: Style) -> None:
+        super().__init__()
+        self.first = style.perceptron(reads, writes)
+        self.last = style.perceptron(reads, writes) if style.apart else None
+
+    def perceptron(self, place: int) -> Perceptron:
+        return self.last if self.last is not None and place == LAST else self.first
+
+    def forward(self, place: int, linear: nn.Linear, x: Tensor, *codes: Tensor) -> Tensor:
+        return self.perceptron(place)(x, *codes)
+
+
+class ModulatedEnds(PlainEnds):
+    """The same perceptron times Gamma x, as on hidden neurons."""
+
+    def forward(self, place: int, linear: nn.Linear, x: Tensor, *codes: Tensor) -> Tensor:
+        return linear(x) * self.perceptron(place)(x, *codes)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the blocks are made: width of the perceptrons, with a LayerNorm or not, their dropout;
+    inv; what stands at inputs and outputs, and whether those two have maps of their own (apart).
+    """
+
+    width: int
+    norm: bool = True
+    dropout: float = 0.0
+    invariant: type[Absolute] | type[Symmetrised] | type[Direction] = Absolute
+    ends: type[PlainEnds] = PlainEnds
+    apart: bool = False
+
+    def perceptron(self, reads: int, writes: int) -> Perceptron:
+        return Perceptron(reads, writes, self.width, self.norm, self.dropout)
+
+
+class ScaleInv(nn.Module):
+    """phi(inv(x), codes): invariant, d -> writes."""
+
+    def __init__(self, reads: int, writes: int, style: Style, codes: int = 0) -> None:
+        super().__init__()
+        self.invariant = style.invariant(reads, style)
+        self.phi = style.perceptron(reads + codes, writes)
+
+    def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
+        return self.phi(self.invariant(x), *codes)
+
+
+class ScaleEq(nn.Module):
+    """Gamma x * ScaleInv(x) on hidden neurons, the style's ends at inputs and outputs."""
+
+    def __init__(self, reads: int, writes: int, style: Style, codes: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(reads, writes, bias=False)
+        self.modulation = ScaleInv(reads, writes, style, codes)
+        self.ends = style.ends(reads + codes, writes, style)
+
+    def forward(self, place: int, x: Tensor, *codes: Tensor) -> Tensor:
+        if place == HIDDEN:
+            return self.linear(x) * self.modulation(x, *codes)
+        return self.ends(place, self.linear, x, *codes)
+
+
+class ScaleMessage(nn.Module):
+    """Sum over the sources of ScaleEq((W_e e) * (W_v x)): (b, n, d) on the target neurons."""
+
+    def __init__(self, channels: int, style: Style, codes: int = 0) -> None:
+        super().__init__()
+        self.node = nn.Linear(channels, channels, bias=False)
+        self.edge = nn.Linear(channels, channels, bias=False)
+        self.map = ScaleEq(channels, channels, style, codes)
+
+    def forward(self, place: int, source: int, e: Tensor, x: Tensor, *codes: Tensor) -> Tensor:
+        """`place` of the targets; x (b, n, d) and codes (n, c) of the sources."""
+        y = self.edge(e) * self.node(x).unsqueeze(3 - source)
+        return self.map(place, y, *(c.unsqueeze(2 - source) for c in codes)).sum(source)
+
+
+class ScaleEdge(nn.Module):
+    """(W e) * phi(inv(x below), inv(x above)): keeps the class q_above / q_below of an edge."""
+
+    def __init__(self, channels: int, writes: int, style: Style) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, writes, bias=False)
+        self.invariant = style.invariant(channels, style)
+        self.phi = style.perceptron(2 * channels, writes)
+
+    def forward(self, edges: list[Tensor], layers: list[Tensor]) -> list[Tensor]:
+        """Edges of layers 1..L and nodes of layers 0..L."""
+        seen = [self.invariant(x) for x in layers]
+        return [
+            self.linear(e) * self.phi(seen[l][:, None], seen[l + 1][:, :, None])
+            for l, e in enumerate(edges)
+        ]
+
+
+class PlainMap(nn.Module):
+    """A perceptron for every neuron: equivariant to permutations, without factors (GMN)."""
+
+    def __init__(self, reads: int, writes: int, style: Style, codes: int = 0) -> None:
+        super().__init__()
+        self.phi = style.perceptron(reads + codes, writes)
+
+    def forward(self, place: int, x: Tensor, *codes: Tensor) -> Tensor:
+        return self.phi(x, *codes)
+
+
+class PlainMessage(nn.Module):
+    """Sum over the sources of MLP(e, x): without factors (GMN)."""
+
+    def __init__(self, channels: int, style: Style, codes: int = 0) -> None:
+        super().__init__()
+        self.phi = style.perceptron(2 * channels + codes, channels)
+
+    def forward(self, place: int, source: int, e: Tensor, x: Tensor, *codes: Tensor) -> Tensor:
+        inner = self.phi.between(
+            e, x.unsqueeze(3 - source), *(c.unsqueeze(2 - source) for c in codes)
+        )
+        # The outer Linear commutes with the sum but for its bias, one a source.
+        outer = self.phi.outer
+        return F.linear(inner.sum(source), outer.weight, e.shape[source] * outer.bias)
+
+
+class PlainEdge(nn.Module):
+    """MLP(e, x below, x above): without factors (GMN)."""
+
+    def __init__(self, channels: int, writes: int, style: Style) -> None:
+        super().__init__()
+        self.phi = style.perceptron(3 * channels, writes)
+
+    def forward(self, edges: list[Tensor], layers: list[Tensor]) -> list[Tensor]:
+        """Edges of layers 1..L and nodes of layers 0..L."""
+        return [
+            self.phi(e, layers[l][:, None], layers[l + 1][:, :, None]) for l, e in enumerate(edges)
+        ]

@@ -1,0 +1,279 @@
+"""ScaleGMN's way through a network: entry, layers of messages one way or both, and readouts.
+
+    x_i <- U([x_i, sum_j message(j -> i) from below (, and from above)])      e_ij <- E(e_ij, x)
+
+Nodes are a list (b, n_l, c), l = 0..L; edges a list (b, n_l, n_{l-1}, c), l = 1..L. A node has the
+factor q_l[i], an edge q_l[i] / q_{l-1}[j], an edge read from above the reciprocal: itself for
+signs, for positive scales a second set of edges. Source: arXiv:2406.10685.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qemcli.balance import balance
+from qemcli.layers.graph import Windows, places
+from qemcli.layers.neurons import uniform
+from qemcli.layers.scale_equivariant import (
+    FIRST,
+    HIDDEN,
+    LAST,
+    PlainEdge,
+    PlainMap,
+    PlainMessage,
+    ScaleEdge,
+    ScaleEq,
+    ScaleInv,
+    ScaleMessage,
+    Style,
+)
+from qemcli.spaces import WeightSpace
+
+
+@dataclass
+class Graph:
+    """Nodes, edges, and the edges as they are read from above (the same ones, or a second set)."""
+
+    nodes: list[Tensor]
+    edges: list[Tensor]
+    above: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """The maps of one group: message, update of nodes, update of edges.
+
+    `factors`: neurons have factors, so codes multiply hidden nodes and edges instead of being
+    added. `two`: the edges read from above are a second set (positive scales).
+    """
+
+    message: type[ScaleMessage] | type[PlainMessage]
+    update: type[ScaleEq] | type[PlainMap]
+    edge: type[ScaleEdge] | type[PlainEdge]
+    factors: bool
+    two: bool = False
+
+
+PERMUTATION = Symmetry(PlainMessage, PlainMap, PlainEdge, factors=False)
+SIGN = Symmetry(ScaleMessage, ScaleEq, ScaleEdge, factors=True)
+SCALE = Symmetry(ScaleMessage, ScaleEq, ScaleEdge, factors=True, two=True)
+
+
+def place(l: int, layers: int) -> int:
+    """Of node layer l in 0..layers."""
+    return FIRST if l == 0 else LAST if l == layers else HIDDEN
+
+
+def reciprocals(space: WeightSpace, w: Mapping[str, Tensor]) -> list[Tensor]:
+    """Entries (b, n_l, n_{l-1}, taps) that carry q_{l-1} / q_l where the weights carry q_l/q_{l-1}.
+
+    With u = d w the balanced network: u d_l / d_{l-1}, which is 1 / w but for |u|^2, finite, and 0
+    where w is. (The published code reads the weights themselves: not invariant to scales.)
+    """
+    with torch.no_grad():
+        balanced, element = balance(space, w)
+    factors = [None, *element.factor.values(), None]
+    found = []
+    for l, (x, _) in enumerate(space.matrices(balanced)):
+        below, above = factors[l], factors[l + 1]
+        x = x if above is None else x * above.to(x.dtype)[:, :, None, None]
+        found.append(x if below is None else x / below.to(x.dtype)[:, None, :, None])
+    return found
+
+
+class ScaleEntry(nn.Module):
+    """Biases and weights, through maps without bias, and learned codes; the inputs' bias is 1.
+
+    Codes: of every place of a node (each input, a hidden layer, each output), and, where
+    `edge_codes`, of every kind of edge. `calibrate` divides by one size a tensor.
+    """
+
+    sizes: Tensor
+
+    def __init__(
+        self, space: WeightSpace, channels: int, symmetry: Symmetry, both: bool, edge_codes: bool
+    ) -> None:
+        super().__init__()
+        self.space, self.symmetry = space, symmetry
+        self.second = both and symmetry.two
+        self.windows, self.kinds = Windows(space), places(space)
+        self.node = nn.Linear(1, channels, bias=False)
+        self.weights = nn.ParameterList(torch.empty(channels, n) for n in self.windows.sizes)
+        for weight in self.weights:
+            uniform(weight, weight.shape[-1])
+        self.codes = nn.Parameter(torch.randn(max(self.kinds) + 1, channels))
+        n, *hidden, outputs = space.widths
+        kinds = n + len(hidden) - 1 + outputs if edge_codes else 0
+        self.edge_codes = nn.Parameter(torch.randn(kinds, channels)) if kinds else None
+        self.register_buffer("sizes", torch.ones(3, len(space.layers)))
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """The root mean square of every tensor: a positive constant, so no factor is lost."""
+        weights, biases = zip(*self.space.matrices(w), strict=True)
+        above = reciprocals(self.space, w) if self.second else weights
+        for row, tensors in enumerate((weights, biases, above)):
+            for l, x in enumerate(tensors):
+                size = x.square().mean(dtype=torch.float64).sqrt()
+                self.sizes[row, l] = torch.where(size > 0, size, torch.ones_like(size))
+
+    def node_codes(self) -> list[Tensor]:
+        """(n_l, c) of every node layer."""
+        return list(self.codes[self.kinds].split(list(self.space.widths)))
+
+    def forward(self, w: Mapping[str, Tensor]) -> Graph:
+        weights, biases = zip(*self.space.matrices(w), strict=True)
+        edges = self._edges(weights, self.sizes[0])
+        second = self.second
+        above = self._edges(reciprocals(self.space, w), self.sizes[2]) if second else edges
+        inputs = biases[0].new_ones(len(biases[0]), self.space.widths[0])
+        biases = [x / size for x, size in zip(biases, self.sizes[1], strict=True)]
+        return Graph(self._nodes([inputs, *biases]), edges, above)
+
+    def _nodes(self, biases: list[Tensor]) -> list[Tensor]:
+        found, last = [], len(biases) - 1
+        for l, (bias, code) in enumerate(zip(biases, self.node_codes(), strict=True)):
+            x = self.node(bias[..., None])
+            multiplied = self.symmetry.factors and place(l, last) == HIDDEN
+            found.append(x * code if multiplied else x + code)
+        return found
+
+    def _edges(self, weights: list[Tensor] | tuple[Tensor, ...], sizes: Tensor) -> list[Tensor]:
+        edges = [
+            F.linear(x / size, self.windows.cut(list(self.weights), l))
+            for l, (x, size) in enumerate(zip(weights, sizes, strict=True))
+        ]
+        if self.edge_codes is None:
+            return edges
+        n, outputs = self.space.widths[0], self.space.widths[-1]
+        first, middle, last = self.edge_codes.split([n, len(edges) - 2, outputs])
+        codes = [first, *middle, last[:, None]]
+        pairs = zip(edges, codes, strict=True)
+        return [e * code if self.symmetry.factors else e + code for e, code in pairs]
+
+
+class Direction(nn.Module):
+    """Messages from below (source axis 2), or from above (1): a sum on every node layer."""
+
+    def __init__(
+        self, source: int, channels: int, symmetry: Symmetry, style: Style, codes: int
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.message = symmetry.message(channels, style, codes)
+
+    def forward(
+        self, nodes: list[Tensor], edges: list[Tensor], codes: list[Tensor] | None
+    ) -> list[Tensor]:
+        """Zeros on the layer that nothing comes to."""
+        last, below = len(nodes) - 1, self.source == 2
+        found = [torch.zeros_like(x) for x in nodes]
+        for l, e in enumerate(edges, start=1):
+            to, start = (l, l - 1) if below else (l - 1, l)
+            own = [] if codes is None else [codes[start]]
+            found[to] = self.message(place(to, last), self.source, e, nodes[start], *own)
+        return found
+
+
+class ScaleLayer(nn.Module):
+    """One layer: messages, update of the nodes to `writes` channels, and of the edges to `edges`
+    channels (0: they stay as they are).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        writes: int,
+        edges: int,
+        symmetry: Symmetry,
+        style: Style,
+        both: bool,
+        codes: int,
+    ) -> None:
+        super().__init__()
+        ways = (2, 1) if both else (2,)
+        self.directions = nn.ModuleList(
+            Direction(way, channels, symmetry, style, codes) for way in ways
+        )
+        self.update = symmetry.update((1 + len(ways)) * channels, writes, style, codes)
+        self.edge = symmetry.edge(channels, edges, style) if edges else None
+        again = bool(edges) and both and symmetry.two
+        self.edge_above = symmetry.edge(channels, edges, style) if again else None
+
+    def forward(self, graph: Graph, codes: list[Tensor] | None) -> Graph:
+        nodes, last = graph.nodes, len(graph.nodes) - 1
+        seen = [
+            direction(nodes, edges, codes)
+            for direction, edges in zip(self.directions, (graph.edges, graph.above), strict=False)
+        ]
+        updated = [
+            self.update(
+                place(l, last), torch.cat(parts, -1), *([] if codes is None else [codes[l]])
+            )
+            for l, parts in enumerate(zip(nodes, *seen, strict=True))
+        ]
+        if self.edge is None:
+            return Graph(updated, graph.edges, graph.above)
+        edges = self.edge(graph.edges, nodes)
+        above = edges if self.edge_above is None else self.edge_above(graph.above, nodes)
+        return Graph(updated, edges, above)
+
+
+class OutputsReadout(nn.Module):
+    """An MLP of the output neurons: what is left after messages from below."""
+
+    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+        super().__init__()
+        self.head = style.perceptron(space.widths[-1] * channels, outputs)
+
+    def forward(self, nodes: list[Tensor]) -> Tensor:
+        return self.head(nodes[-1].flatten(1))
+
+
+class EndsReadout(nn.Module):
+    """Linear of the inputs beside Linear of the outputs, then an MLP: after messages both ways."""
+
+    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+        super().__init__()
+        self.first = nn.Linear(space.widths[0] * channels, channels)
+        self.last = nn.Linear(space.widths[-1] * channels, channels)
+        self.head = style.perceptron(2 * channels, outputs)
+
+    def forward(self, nodes: list[Tensor]) -> Tensor:
+        return self.head(self.last(nodes[-1].flatten(1)), self.first(nodes[0].flatten(1)))
+
+
+class GraphReadout(nn.Module):
+    """The sum over hidden neurons of an invariant, beside every input and output; then an MLP.
+
+    The published module has the map of the ends, with its parameters, and does not call it.
+    """
+
+    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+        super().__init__()
+        self.ends = style.perceptron(channels, style.width)
+        self.hidden = ScaleInv(channels, style.width, style)
+        count = 1 + space.widths[0] + space.widths[-1]
+        self.head = style.perceptron(count * style.width, outputs)
+
+    def forward(self, nodes: list[Tensor]) -> Tensor:
+        first, *hidden, last = nodes
+        total = self.hidden(torch.cat(hidden, dim=1)).sum(1)
+        ends = self.ends(torch.cat([first, last], dim=1)).flatten(1)
+        return self.head(total, ends)
+
+
+class PlainReadout(nn.Module):
+    """An MLP of the sum over all neurons of an MLP (GMN)."""
+
+    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+        super().__init__()
+        self.local = style.perceptron(channels, style.width)
+        self.head = style.perceptron(style.width, outputs)
+
+    def forward(self, nodes: list[Tensor]) -> Tensor:
+        return self.head(self.local(torch.cat(nodes, dim=1)).sum(1))
