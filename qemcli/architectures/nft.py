@@ -50,7 +50,7 @@ class Config:
     expand: int = 1
 
 
-_SMALL = Config(16, 4, 2, 2, 8, 1.0, head=64, standardised=True, outputs=10)
+_SMALL = Config(16, 1, 2, 2, 8, 1.0, head=64, standardised=True, outputs=10)
 PRESETS = {
     "nft": Preset(
         Config(256, dropout=0.1, outputs=10),
@@ -67,8 +67,6 @@ EDITORS = {
 
 class _Body(nn.Module):
     """Encoding, codes and blocks: one-channel features -> features of C, a tap as an entry."""
-
-    owners: Tensor
 
     def __init__(self, space: WeightSpace, config: Config) -> None:
         super().__init__()

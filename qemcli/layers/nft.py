@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from qemcli.errors import UsageError
 from qemcli.layers.features import Features
@@ -43,61 +42,66 @@ class Sequence:
         matrices = [w.unflatten(1, s) for w, s in zip(parts[:half], self.shapes, strict=True)]
         return list(zip(matrices, parts[half:], strict=True))
 
-    def owners(self) -> Tensor:
-        """(D,): the tensor that each entry belongs to."""
-        return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
 
+class Heads(nn.Module):
+    """Multi-head attention among tokens of n vectors: (b, t, n, C) -> (b, t, n, C).
 
-class NeighbourAttention(nn.Module):
-    """Attention at every neuron layer and among the tensors' means: (b, D, C) -> (b, D, C).
-
-    Commutes with permutations of all neurons, inputs and outputs included. The maps to queries,
-    keys and values are one for columns, one for rows, one for biases and one for means, the same in
-    every layer: what layer an entry is of has to be in its channels.
+    Scores are summed over the n vectors. A map of its own for the queries, keys and values of every
+    head: what they write lies as attention reads it, and nothing is copied.
     """
 
-    owners: Tensor
-
-    def __init__(self, space: WeightSpace, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         if channels % heads:
             raise UsageError(
                 f"{channels} channels do not divide into {heads} heads", "choose a divisor"
             )
-        self.sequence, self.heads = Sequence(space), heads
-        self.columns = nn.Linear(channels, 3 * channels)
-        self.rows = nn.Linear(channels, 3 * channels)
-        self.biases = nn.Linear(channels, 3 * channels)
-        self.means = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-        self.register_buffer("owners", self.sequence.owners(), persistent=False)
+        width = channels // heads
+        self.maps = nn.ModuleList(nn.Linear(channels, width) for _ in range(3 * heads))
+        self.out = nn.ModuleList(nn.Linear(width, channels, bias=False) for _ in range(heads))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        heads = []
+        for h, out in enumerate(self.out):
+            read = self.maps[3 * h : 3 * h + 3]
+            query, key, value = (part(tokens).flatten(2) for part in read)
+            scores = (query / query.shape[-1] ** 0.5) @ key.transpose(1, 2)
+            answer = scores.softmax(-1) @ value
+            heads.append(out(answer.unflatten(-1, (tokens.shape[2], -1))))
+        return torch.stack(heads).sum(0) if len(heads) > 1 else heads[0]
+
+
+class NeighbourAttention(nn.Module):
+    """Attention at every neuron layer and among the tensors' means: (b, D, C) -> (b, D, C).
+
+    Commutes with permutations of every layer's neurons, inputs and outputs included. Every neuron
+    layer has its own maps, shared by the three kinds of tokens: of what tensor an entry is has to
+    be in its channels.
+    """
+
+    def __init__(self, space: WeightSpace, channels: int, heads: int) -> None:
+        super().__init__()
+        self.sequence = Sequence(space)
+        self.neurons = nn.ModuleList(Heads(channels, heads) for _ in space.widths)
+        self.means = Heads(channels, heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        sequence = self.sequence
-        weights, biases = x[:, : sequence.weights], x[:, sequence.weights :]
-        biases = self.biases(biases)
-        columns = sequence.split(torch.cat([self.columns(weights), biases], dim=1))
-        rows = sequence.split(torch.cat([self.rows(weights), biases], dim=1))
+        features = self.sequence.split(x)
+        means = torch.stack([part.mean(1) for part in x.split(self.sequence.sizes, dim=1)], dim=1)
+        everywhere = self.means(means[:, :, None])
         answers: Features = []
-        above = self._attend(rows[0][0])  # the rows of W_1, at the inputs
-        for l, (column, bias) in enumerate(columns, start=1):
-            tokens = [column.transpose(1, 2), bias[:, None]]
-            if l < len(columns):
-                tokens.append(rows[l][0])
+        above = self.neurons[0](features[0][0])  # the rows of W_1, at the inputs
+        for l, (weight, bias) in enumerate(features, start=1):
+            tokens = [weight.transpose(1, 2), bias[:, None]]
+            if l < len(features):
+                tokens.append(features[l][0])
             sizes = [t.shape[1] for t in tokens]
-            answer = self._attend(torch.cat(tokens, dim=1)).split(sizes, dim=1)
-            answers.append((answer[0].transpose(1, 2) + above, answer[1][:, 0]))
+            answer = self.neurons[l](torch.cat(tokens, dim=1)).split(sizes, dim=1)
+            above = above + everywhere[:, l - 1, None]
+            both = answer[0].transpose(1, 2) + above
+            answers.append((both, answer[1][:, 0] + everywhere[:, len(features) + l - 1]))
             above = answer[-1]
-        means = torch.stack([part.mean(1) for part in x.split(sequence.sizes, dim=1)], dim=1)
-        everywhere = self._attend(self.means(means)[:, :, None])[:, :, 0]
-        return self.out(sequence.join(answers) + everywhere[:, self.owners])
-
-    def _attend(self, tokens: Tensor) -> Tensor:
-        """(b, t, n, 3 C): queries, keys and values of t tokens over n neurons -> (b, t, n, C)."""
-        split = tokens.unflatten(-1, (3, self.heads, -1))
-        q, k, v = torch.einsum("btnqhc->qbhtnc", split).flatten(-2)
-        answer = scaled_dot_product_attention(q, k, v).unflatten(-1, (tokens.shape[2], -1))
-        return torch.einsum("bhtnc->btnhc", answer).flatten(-2)
+        return self.sequence.join(answers)
 
 
 class Block(nn.Module):

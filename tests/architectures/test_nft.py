@@ -18,25 +18,23 @@ SMALL = {"channels": 8, "heads": 2, "depth": 2, "fourier": 3, "fourier_scale": 0
 
 def draw_sequence(space, channels, seed=0, batch=2):
     rng = torch.Generator().manual_seed(seed)
-    entries = len(Sequence(space).owners())
+    entries = sum(Sequence(space).sizes)
     return torch.randn(batch, entries, channels, generator=rng, dtype=torch.float64)
 
 
-def attend(tokens, heads):
-    """[q, k, v] of every token, each neuron by neuron (n, C): a token, a head, a pair at a time."""
+def attend(module, tokens):
+    """Tokens (n, C): a token, a head, a pair and a neuron at a time."""
     out = []
-    for query, _, _ in tokens:
-        n, channels = query.shape
-        width = channels // heads
-        answer = torch.zeros(n, channels, dtype=torch.float64)
-        for h in range(heads):
-            here = slice(h * width, (h + 1) * width)
-            scores = []
-            for _, key, _ in tokens:
-                inner = sum(float(query[i, here] @ key[i, here]) for i in range(n))
-                scores.append(math.exp(inner / math.sqrt(n * width)))
-            for score, (_, _, value) in zip(scores, tokens, strict=True):
-                answer[:, here] += score / sum(scores) * value[:, here]
+    for token in tokens:
+        answer = torch.zeros_like(token)
+        for h, back in enumerate(module.out):
+            query, key, value = module.maps[3 * h : 3 * h + 3]
+            scores, width = [], back.in_features
+            for other in tokens:
+                inner = sum(float(query(x) @ key(y)) for x, y in zip(token, other, strict=True))
+                scores.append(math.exp(inner / math.sqrt(len(token) * width)))
+            for score, other in zip(scores, tokens, strict=True):
+                answer += score / sum(scores) * back(value(other))
         out.append(answer)
     return out
 
@@ -45,28 +43,21 @@ def reference(layer, space, x):
     """One network: everything that touches each neuron layer, one token at a time."""
     features = [(w[0], b[0]) for w, b in layer.sequence.split(x)]
     out = [(torch.zeros_like(w), torch.zeros_like(b)) for w, b in features]
-    last = len(features)
-    for i in range(last + 1):
+    for i, module in enumerate(layer.neurons):
         tokens, places = [], []
         if i > 0:
             weight, bias = features[i - 1]
-            for k in range(weight.shape[1]):
-                tokens.append(layer.columns(weight[:, k]).chunk(3, dim=-1))
-                places.append(out[i - 1][0][:, k])
-            tokens.append(layer.biases(bias).chunk(3, dim=-1))
-            places.append(out[i - 1][1])
-        if i < last:
-            weight = features[i][0]
-            for j in range(weight.shape[0]):
-                tokens.append(layer.rows(weight[j]).chunk(3, dim=-1))
-                places.append(out[i][0][j])
-        for place, answer in zip(places, attend(tokens, layer.heads), strict=True):
+            tokens += [*weight.unbind(1), bias]
+            places += [*out[i - 1][0].unbind(1), out[i - 1][1]]
+        if i < len(features):
+            tokens += features[i][0].unbind(0)
+            places += out[i][0].unbind(0)
+        for place, answer in zip(places, attend(module, tokens), strict=True):
             place += answer
     flat = [w.flatten(0, 1) for w, _ in features] + [b for _, b in features]
-    means = [layer.means(part.mean(0, keepdim=True)).chunk(3, dim=-1) for part in flat]
-    answers = attend(means, layer.heads)
+    answers = attend(layer.means, [part.mean(0, keepdim=True) for part in flat])
     ours = [w.flatten(0, 1) for w, _ in out] + [b for _, b in out]
-    return layer.out(torch.cat([a + b for a, b in zip(ours, answers, strict=True)]))
+    return torch.cat([a + b for a, b in zip(ours, answers, strict=True)])
 
 
 @pytest.mark.parametrize("widths", [[2, 3, 4, 2], [2, 3, 2], [2, 4, 1, 3, 2]])
