@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qemcli import __version__, registry, signals
+from qemcli import __version__, registry, report, signals
 from qemcli.editors import Way
 from qemcli.edits import Edit
-from qemcli.errors import InputError
+from qemcli.errors import InputError, UsageError
 from qemcli.expansion import widened
 from qemcli.spaces import WeightSpace
 from qemcli.zoos.store import OWN_COLUMNS, Store
+from qemcli.zoos.zoo import Zoo
 
 if TYPE_CHECKING:
     import pandas
 
-    from qemcli.zoos.zoo import Zoo
+Truth = Callable[["pandas.DataFrame"], Tensor]  # rows of an index -> pictures (n, c, h, w)
 
 CHUNK = 256  # networks of a block
 MSE, UNEDITED = "edit.mse", "edit.mse_unedited"
@@ -45,7 +46,7 @@ def edit_zoo(
     way: Way,
     folder: Path,
     resume: bool = False,
-    truth: Callable[[pandas.DataFrame], Tensor] | None = None,
+    truth: Truth | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Edits:
     """Write what the way makes of every network as a zoo in `folder`, block by block.
@@ -110,11 +111,11 @@ def _block(
     table: pandas.DataFrame,
     edit: Edit,
     way: Way,
-    truth: Callable[[pandas.DataFrame], Tensor] | None,
+    truth: Truth | None,
 ) -> tuple[WeightSpace, np.ndarray, list[dict[str, Any]]]:
     """(space, networks (n, D'), index rows) of one block."""
     before = signals.render(space, space.unflatten(flat)).detach().flatten(1)
-    wanted = edit(truth(table)).flatten(1) if truth else edit.of(space, flat)
+    wanted = edit.of(space, flat) if truth is None else _true(edit, truth(table), space)
     made = way(space, flat, wanted)
     wide = space if way.branches == 1 else widened(space, way.branches)
     after = signals.render(wide, wide.unflatten(made)).detach().flatten(1)
@@ -124,6 +125,16 @@ def _block(
         for name, x in ((MSE, after), (UNEDITED, before))
     }
     return wide, made.numpy(), _rows(table, edit, way, errors)
+
+
+def _true(edit: Edit, pictures: Tensor, space: WeightSpace) -> Tensor:
+    """(n, c h w)."""
+    if tuple(pictures.shape[1:]) != signals.check(space):
+        raise InputError(
+            f"the source's images are {tuple(pictures.shape[1:])}, the networks show "
+            f"{signals.check(space)}"
+        )
+    return edit(pictures).flatten(1)
 
 
 def _shows_its_picture(table: pandas.DataFrame) -> np.ndarray:
@@ -175,20 +186,50 @@ def _finished(
     return Edits(rows, failed, summary)
 
 
-def shown(
-    zoo: Zoo, folder: Path, edit: Edit, way: Way, count: int = 8
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(before, after, wanted), each (c, h, w), of the first networks of an edited zoo."""
-    from qemcli.zoos.zoo import Zoo as Opened
-
-    done = Opened.open(folder).limit(count)
-    pictures = []
+def preview(
+    zoo: Zoo, folder: Path, edit: Edit, way: Way, truth: Truth | None, path: Path, count: int = 10
+) -> None:
+    """Before, after and wanted of the first networks of an edited zoo, as a contact sheet."""
+    done = Zoo.open(folder).limit(count)
+    columns: list[tuple[np.ndarray, ...]] = []
+    said: list[str] = []
     for wide, flat, positions in done.load():
         after = signals.render(wide, wide.unflatten(flat))
-        for name, picture in zip(done.index["source"].iloc[positions], after, strict=True):
+        table = done.index.iloc[positions]
+        said += [f"mse {error:.4f}" for error in table[MSE]]
+        for name, picture in zip(table["source"], after, strict=True):
             at = np.flatnonzero(zoo.index["checkpoint"].to_numpy() == name)
             ((space, before, _),) = zoo.load(at)
             space = way.running(space)
             now = signals.render(space, space.unflatten(before))
-            pictures.append((now[0], picture, edit(now)[0]))
-    return pictures
+            wanted = edit(truth(zoo.index.iloc[at]) if truth else now)
+            columns.append(tuple(x.numpy() for x in (now[0], picture, wanted[0])))
+    rows = list(zip(*columns, strict=True))
+    report.sheet(rows, [[], said, []], path, ["before", f"edited\n{way.name}", f"{edit}"])
+
+
+def true_pictures(source: str) -> Truth:
+    """The pictures of the networks of an index, by its columns `image` and `split`, from a source
+    or from SOURCE,TEST_SOURCE (qem build). InputError where the index does not say which."""
+    from qemcli.zoos.build import sources
+
+    parts = [torch.from_numpy(sources.read(part)[0]) for part in source.split(",")]
+    if len(parts) > 2:
+        raise UsageError(
+            f"--source {source}: more than two sources", "SOURCE or SOURCE,TEST_SOURCE"
+        )
+
+    def of(table: pandas.DataFrame) -> Tensor:
+        if "image" not in table:
+            raise InputError("the index has no column 'image': which pictures the networks show")
+        held = (table["split"] == "test").to_numpy() if "split" in table else np.zeros(len(table))
+        rows = table["image"].to_numpy(dtype=np.int64)
+        chosen = []
+        for row, test in zip(rows, held, strict=True):
+            images = parts[-1] if test else parts[0]
+            if not 0 <= row < len(images):
+                raise InputError(f"--source {source}: image {row} of {len(images)}")
+            chosen.append(images[row])
+        return torch.stack(chosen).float()
+
+    return of

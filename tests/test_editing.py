@@ -258,6 +258,28 @@ def test_refit_shows_the_edited_picture(run, tmp_path: Path) -> None:
     assert Zoo.open("edited").index["psnr"].min() >= 39.9
 
 
+def test_preview_and_true_pictures(run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    digits = pytest.importorskip("sklearn.datasets").load_digits().images
+    space = siren([2, 8, 8, 1], image=(1, 8, 8), convention="dws")
+    zoo = write_zoo(tmp_path / "sirens", space, fitted(12, space), image=np.arange(12) + 5)
+    call = ("edit", zoo, "--edit", "invert", "--refit", "--limit", 8, "--source", "digits")
+    ran = run(*call, "--out", "edited", "--preview", "sheet.png", "--json")
+    assert ran.code == 0, ran.err
+    assert Path("sheet.png").stat().st_size > 1000
+    ((space, flat, _),) = Zoo.open(zoo).load([3])
+    wanted = torch.from_numpy(1 - digits[8] / 16)
+    error = signals.render(space, space.unflatten(flat))[0, 0] - wanted
+    assert ran.json["rows"][3]["mse_unedited"] == pytest.approx(error.square().mean().item())
+    assert run(*call, "--out", "other", "--preview", "nowhere/sheet.png").code == 2
+    assert not Path("other").exists()
+    plain = write_zoo(tmp_path / "plain", space, fitted(12, space))
+    ran = run("edit", plain, "--refit", "--source", "digits", "--out", "third")
+    assert ran.code == 3
+    assert "no column 'image'" in ran.err
+    assert not Path("third/index.parquet").exists()
+
+
 def test_editors_are_asked_for_what_they_were_trained_for(run, zoo: Path, editor: Path) -> None:
     for more, said in (
         (["--edit", "erode"], "was trained for 'dilate'"),

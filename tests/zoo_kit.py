@@ -11,9 +11,11 @@ from qemcli.spaces import WeightSpace
 from qemcli.zoos.store import Store
 
 
-def write_zoo(folder: Path, space: WeightSpace, flat: Tensor, seed: int = 0) -> Path:
-    """The networks as a zoo of our layout, with labels that the weights determine, split
-    60/20/20."""
+def write_zoo(
+    folder: Path, space: WeightSpace, flat: Tensor, seed: int = 0, **columns: np.ndarray
+) -> Path:
+    """The networks as a zoo of our layout, with labels that the weights determine, split 60/20/20,
+    and more columns."""
     rng = np.random.default_rng(seed)
     size = flat.abs().mean(1).numpy()
     rank = size.argsort().argsort() / max(1, len(size) - 1)
@@ -30,6 +32,7 @@ def write_zoo(folder: Path, space: WeightSpace, flat: Tensor, seed: int = 0) -> 
             "split": str(side[i]),
             "test_accuracy": float(label[i]),
             "config.lr": 0.01 * (i + 1),
+            **{name: values[i] for name, values in columns.items()},
         }
         for i in range(len(flat))
     ]

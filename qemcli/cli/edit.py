@@ -29,6 +29,13 @@ Expand = Annotated[
 Refit = Annotated[
     bool, typer.Option("--refit", help="No editor: render, edit the picture, fit the SIREN anew.")
 ]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", help="The true pictures, SOURCE[,TEST_SOURCE] as for qem build."),
+]
+Preview = Annotated[
+    Path | None, typer.Option("--preview", help="Picture of before, after and wanted.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the edited zoo.")]
 
 
@@ -39,7 +46,9 @@ def edit(
     predictor: Name = None,
     expand: Expand = None,
     refit: Refit = False,
+    source: Source = None,
     out: Out = None,
+    preview: Preview = None,
     where: options.Where = None,
     limit: options.Limit = None,
     resume: options.Resume = False,
@@ -52,15 +61,17 @@ def edit(
 ) -> None:
     """Edit what SIRENs show; writes ordinary SIRENs, merged into one where the editor has branches.
 
-    `mse` is measured on the [0, 1] scale against the edit of what each network showed before.
-    Example: qem edit sirens/ --edit dilate --out dilated --json
+    `mse` is measured on the [0, 1] scale against the edit of what each network showed before, or
+    of its true picture (--source). Example: qem edit sirens/ --edit dilate --out dilated
     """
-    from qemcli import editing
+    from qemcli import editing, report
     from qemcli.machine import steady
     from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
     steady()
+    if preview:
+        report.check(preview)
     opened = open_zoo(zoo, sink.note, where=where, limit=limit, ships=EMBEDDED)
     where_ = options.device(device)
     wanted, way = _plan(opened, edit, predictor, expand, refit, batch_size, where_, sink)
@@ -68,9 +79,13 @@ def edit(
     if dry_run:
         sink.answer(Answer([], {"zoo": str(folder), **editing.foreseen(opened, way)}))
         return
+    truth = editing.true_pictures(source) if source else None
     with sink.progress("editing", len(opened)) as advance:
-        made = editing.edit_zoo(opened, wanted, way, folder, resume, advance=advance)
+        made = editing.edit_zoo(opened, wanted, way, folder, resume, truth, advance)
     sink.note(f"{len(made.rows)} edited networks written to {folder}")
+    if preview:
+        editing.preview(opened, folder, wanted, way, truth, preview)
+        sink.note(f"picture: {preview}")
     sink.answer(Answer(made.rows, {"zoo": str(folder), **made.summary}, made.failed))
 
 
