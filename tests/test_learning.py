@@ -166,9 +166,9 @@ def test_networks_of_another_architecture_are_named(run, tmp_path: Path) -> None
     ("text", "said"),
     [
         ("epoch = 3", "no setting"),
-        ("architecture = 'nfm'", "Did you mean 'nfn'"),
+        ("architecture = 'nfnn'", "Did you mean 'nfn'"),
         ("[schedule]\nepoch = 3", "Did you mean 'epochs'"),
-        ("architecture = 'statnn'\nquasi = 'exact'", "balanced"),
+        ("architecture = 'flat_mlp'\nquasi = 'exact'", "balanced"),
         ("[config]\nhed = 3", "Did you mean 'head'"),
         ("seed = ", "not TOML"),
     ],
