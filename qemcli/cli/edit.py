@@ -51,6 +51,8 @@ def edit(
     preview: Preview = None,
     where: options.Where = None,
     limit: options.Limit = None,
+    w0: options.W0 = None,
+    convention: options.Convention = None,
     resume: options.Resume = False,
     batch_size: options.BatchSize = 64,
     device: options.DeviceOption = options.Device.auto,
@@ -66,13 +68,14 @@ def edit(
     """
     from qemcli import editing, report
     from qemcli.machine import steady
-    from qemcli.zoos.opening import open_zoo
+    from qemcli.zoos.opening import as_sirens, open_zoo
 
     sink = Sink(json, quiet, verbose)
     steady()
     if preview:
         report.check(preview)
     opened = open_zoo(zoo, sink.note, where=where, limit=limit, ships=EMBEDDED)
+    opened = as_sirens(opened, w0, convention)
     where_ = options.device(device)
     wanted, way = _plan(opened, edit, predictor, expand, refit, batch_size, where_, sink)
     folder = out or Path(f"{opened.name}-{wanted.name}")
