@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +22,17 @@ def seven(x: Tensor) -> Tensor:
     The variance is the unbiased one of the published code, 0 where n = 1 (there it is NaN). All are
     taken from the sorted values: the order of the entries does not even change the rounding.
     """
-    x = x.sort(dim=-1).values
+    x = _sorted(x)
     n = x.shape[-1]
     variance = x.var(-1) if n > 1 else torch.zeros_like(x[..., 0])
     return torch.stack([x.mean(-1), variance, *(_quantile(x, q) for q in QUANTILES)], dim=-1)
+
+
+def _sorted(x: Tensor) -> Tensor:
+    # numpy sorts with SIMD, several times as fast; only torch can be differentiated through.
+    if x.requires_grad or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return x.sort(dim=-1).values
+    return torch.from_numpy(np.sort(x.numpy(), axis=-1))
 
 
 def _quantile(x: Tensor, q: float) -> Tensor:
