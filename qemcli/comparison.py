@@ -12,6 +12,8 @@ A comparison is a TOML file:
     augmented = ["monomial_nfn none"]            # these designs only (all where not said)
     (optional) [schedule]
     epochs = 30
+    (optional) [config]                          # of every design, before its own
+    edit = "dilate"
     [[design]]
     architecture = "statnn"
     quasi = "balanced"
@@ -102,9 +104,9 @@ def label(design: Design) -> str:
 def load(path: Path) -> Comparison:
     """Read a comparison; UsageError names what is wrong."""
     document = read_toml(path)
-    designs = tuple(
-        Design(**fields(Design, d, f"{path} [[design]]")) for d in document.pop("design", [])
-    )
+    shared = document.pop("config", {})
+    given = [fields(Design, d, f"{path} [[design]]") for d in document.pop("design", [])]
+    designs = tuple(Design(**{**d, "config": {**shared, **d.get("config", {})}}) for d in given)
     schedule = Schedule(**fields(Schedule, document.pop("schedule", {}), f"{path} [schedule]"))
     fields(Comparison, document, str(path))
     for name in ("ranges", "augment"):
