@@ -18,15 +18,17 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from qemcli.errors import UsageError
+from qemcli.layers.deltas import Deltas
 from qemcli.layers.features import Features, require_hidden
-from qemcli.layers.graph import Entry
+from qemcli.layers.graph import Entry, Windows
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.pna import GNN
 from qemcli.layers.presets import Preset
+from qemcli.layers.relational import Transformer
 from qemcli.registry import suggest
 from qemcli.spaces import WeightSpace
 
-BACKBONES = {"gnn": GNN}
+BACKBONES = ("gnn", "transformer")
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,36 @@ class Config:
 
 
 _PAPER = "arXiv:2403.12143, released configuration"
+_ALWAYS = "; reversed copies of edges, which it leaves out here (the count is the same)"
 _GNN = Config(fourier=128, dropout=0.2, outputs=10)
+_T = Config("transformer", 64, fourier=128, fourier_scale=1.0, dropout=0.2, outputs=10)
+_OURS = "ours: what two cores train"
 PRESETS = {
     "ng-gnn-inr": Preset(_GNN, 92_010, _PAPER, "siren-mnist"),
     "ng-gnn-64-inr": Preset(
         replace(_GNN, probes=64), 100_714, f"{_PAPER}, 64 probe features", "siren-mnist"
     ),
-    "ng-gnn-small": Preset(
-        Config(channels=16, layers=3, outputs=10), None, "ours: what two cores train", "siren-mnist"
+    "ng-t-inr": Preset(_T, 376_586, _PAPER + _ALWAYS, "siren-mnist"),
+    "ng-t-64-inr": Preset(
+        replace(_T, probes=64), 393_866, f"{_PAPER}, 64 probe features{_ALWAYS}", "siren-mnist"
     ),
+    "ng-gnn-small": Preset(Config(channels=16, layers=3, outputs=10), None, _OURS, "siren-mnist"),
+    "ng-gnn-32": Preset(Config(outputs=10), None, f"{_OURS}, overnight", "siren-mnist"),
+    "ng-t-small": Preset(
+        Config("transformer", 16, layers=2, heads=4, outputs=10), None, _OURS, "siren-mnist"
+    ),
+}
+EDITORS = {
+    "ng-gnn-edit": Preset(
+        Config(channels=128, dropout=0.2),
+        1_186_696,
+        f"{_PAPER}; bias deltas from the nodes of their own layer",
+        "siren-mnist",
+    ),
+    "ng-t-edit": Preset(
+        Config("transformer", 64, heads=4, fourier=128, dropout=0.3), 391_112, _PAPER, "siren-mnist"
+    ),
+    "ng-gnn-edit-small": Preset(Config(channels=16, layers=3), None, _OURS, "siren-mnist"),
 }
 
 
@@ -72,9 +95,8 @@ class Model(nn.Module):
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
-        self.backbone = _backbone(space, config)
-        n = space.widths[-1] * config.channels
-        self.head = mlp_head(n, config.channels, config.outputs)
+        self.backbone = _backbone(space, config, pairs=False)
+        self.head = _head(space, config)
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations: nothing else is built in."""
@@ -86,14 +108,51 @@ class Model(nn.Module):
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes after every layer that updates both; the inputs' nodes are left out."""
-        return [
-            (f"layer{i}", _features(self.space, *step))
-            for i, step in enumerate(self.backbone.updated(w), start=1)
-        ]
+        return _steps(self.space, self.backbone.updated(w))
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         outputs = self.backbone.nodes(w)[:, -self.space.widths[-1] :]
         return self.head(outputs.flatten(1))
+
+
+class Editor(nn.Module):
+    """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
+
+    The delta of b_l is an MLP of the nodes of layer l (the published NG-GNN reads those before
+    them, and is not equivariant), that of W_l one of its forward edges.
+    """
+
+    kind = "equivariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        if config.layers < 2 and config.backbone == "gnn":
+            raise UsageError("an editor reads updated edges", "choose layers >= 2")
+        self.space, self.config = space, config
+        self.backbone = _backbone(space, config, pairs=True)
+        self.windows, nodes = Windows(space), config.channels
+        edges = _edge_channels(config)
+        self.edge = _delta(edges, config.expand * self.windows.largest)
+        self.node = _delta(nodes, config.expand)
+        self.out = Deltas(space)
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations: nothing else is built in."""
+        return {"permutation"}
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Standardise by the training set: one pair of constants a tensor."""
+        self.backbone.entry.calibrate(w)
+
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """Edges and nodes after every layer that updates both; the inputs' nodes are left out."""
+        return _steps(self.space, self.backbone.updated(w))
+
+    def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        features = _features(self.space, *self.backbone(w))
+        edges = self.windows.branches([self.edge(e) for e, _ in features], self.config.expand)
+        nodes = [self.node(x) for _, x in features]
+        return self.out(list(zip(edges, nodes, strict=True)))
 
 
 def _features(space: WeightSpace, x: Tensor, edges: list[Tensor]) -> Features:
@@ -101,13 +160,43 @@ def _features(space: WeightSpace, x: Tensor, edges: list[Tensor]) -> Features:
     return list(zip(edges, x.split(list(space.widths), dim=1)[1:], strict=True))
 
 
-def _backbone(space: WeightSpace, config: Config) -> GNN:
+def _steps(
+    space: WeightSpace, steps: list[tuple[Tensor, list[Tensor]]]
+) -> list[tuple[str, Features]]:
+    return [(f"layer{i}", _features(space, *step)) for i, step in enumerate(steps, start=1)]
+
+
+def _delta(channels: int, writes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, writes))
+
+
+def _edge_channels(config: Config) -> int:
+    return config.channels if config.backbone == "gnn" else config.channels // 2
+
+
+def _head(space: WeightSpace, config: Config) -> nn.Module:
+    """The published heads: three Linears of the outputs' nodes, or two of twice the width."""
+    c, reads = config.channels, space.widths[-1] * config.channels
+    if config.backbone == "gnn":
+        return mlp_head(reads, c, config.outputs)
+    return nn.Sequential(nn.Linear(reads, 2 * c), nn.ReLU(), nn.Linear(2 * c, config.outputs))
+
+
+def _backbone(space: WeightSpace, config: Config, pairs: bool) -> GNN | Transformer:
+    """`pairs`: the transformer's last layer updates its pairs too."""
     require_hidden(space, "a neural graph")
     if config.backbone not in BACKBONES:
         hint = suggest(config.backbone, list(BACKBONES))
         raise UsageError(f"neural_graphs has no backbone '{config.backbone}'", hint)
-    edges = config.channels
-    entry = Entry(
-        space, config.channels, edges, config.fourier, config.fourier_scale, config.probes
-    )
-    return GNN(space, config.channels, config.layers, entry, config.dropout)
+    c, layers = config.channels, config.layers
+    edges = _edge_channels(config)
+    entry = Entry(space, c, edges, config.fourier, config.fourier_scale, config.probes)
+    if config.backbone == "gnn":
+        return GNN(space, c, layers, entry, config.dropout)
+    if (2 * c) % config.heads:
+        raise UsageError(
+            f"attention of width {2 * c} has no {config.heads} equal heads",
+            "choose heads that divide twice the channels",
+        )
+    updates = layers if pairs else layers - 1
+    return Transformer(space, c, layers, config.heads, entry, config.dropout, updates)

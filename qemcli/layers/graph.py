@@ -222,13 +222,26 @@ class Entry(nn.Module):
         Forward (b, n_l, n_{l-1}, o), reversed (b, n_{l-1}, n_l, o), l = 1..L. Handing over the map
         saves the embedding itself: affine maps are joined before they meet an edge.
         """
-        bias = weight @ self.edge_in.bias + bias
-        weight = weight @ self.edge_in.weight
+        return self._embedded(
+            entries, weight @ self.edge_in.weight, self.edge_in.bias @ weight.T + bias
+        )
+
+    def plain_edges(self, entries: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """The embedded edges themselves, as `edges` gives them."""
+        return self._embedded(entries, self.edge_in.weight, self.edge_in.bias)
+
+    def _embedded(
+        self, entries: Features, weight: Tensor, bias: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
         forward, back = [], []
         for l, (x, _) in enumerate(entries):
             forward.append(self.weight_map(x, l, FORWARD, weight, bias))
             back.append(self.weight_map(x.transpose(1, 2), l, REVERSED, weight, bias))
         return forward, back
+
+    def absent(self) -> Tensor:
+        """(edges,): the embedding of an edge that is not there."""
+        return self.edge_in(self.weight_map.absent())
 
 
 def places(space: WeightSpace) -> list[int]:

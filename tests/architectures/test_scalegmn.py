@@ -202,8 +202,10 @@ def test_scalegmn_gradients_are_alive_everywhere(rng):
             y = model(draw_weights(space, 3, rng))
             loss = sum(x.square().sum() for x in (y.values() if isinstance(y, dict) else [y]))
             loss.backward()
-            dead = [n for n, p in model.named_parameters() if p.grad is None]
-            assert not dead
+            dead = {n for n, p in model.named_parameters() if p.grad is None}
+            # An editor does not read what its last layer sends to the inputs.
+            ends = {n for n in dead if "layers.3.directions.1.message.map.ends" in n}
+            assert dead == (ends if made is sg.Editor else set())
 
 
 def test_scalegmn_refuses_what_has_no_factors():
