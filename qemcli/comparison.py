@@ -205,7 +205,7 @@ def _measured(
     }
     for name, values in predictions.items():
         row[f"{task.METRIC} {name}"] = task.score(values, label_).get(task.METRIC)
-    layer = getattr(predictor.model, "quasi", None)
+    layer = getattr(predictor.metanetwork, "quasi", None)
     if layer is not None:
         row["eps"] = [float(e) for e in layer.eps().detach().reshape(-1)]
     return row, {"label": label_, **predictions}

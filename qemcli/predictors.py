@@ -126,6 +126,11 @@ class Predictor:
         return self.model(prepared(self.design, self.space, w))
 
     @property
+    def metanetwork(self) -> nn.Module:
+        """What reads the weights: the editor behind the pictures of an editor, else the model."""
+        return getattr(self.model, "editor", self.model)
+
+    @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 

@@ -199,9 +199,9 @@ def _apart(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tens
 def quasi_leak(predictor: Predictor, w: Networks) -> list[dict[str, Any]]:
     """The change that the quasi layer makes to the answers, over their spread; [] where there is
     none."""
-    if getattr(predictor.model, "quasi", None) is None:
+    if getattr(predictor.metanetwork, "quasi", None) is None:
         return []
-    with torch.no_grad(), switched_off(predictor.model):
+    with torch.no_grad(), switched_off(predictor.metanetwork):
         without = answers(predictor, w)
     moved = change(without, answers(predictor, w))
     row = _row(predictor.design.quasi, "leak", "-", moved, 0.0, False, False)
@@ -243,7 +243,7 @@ def verify(predictor: Predictor, flat: Tensor, group: str | None, check: Check) 
     claims = [group] if group else sorted(predictor.claims)
     tried = [group] if group else applicable(space)
     report = verify_predictor(predictor, space, w, claims, tried, check)
-    report.rows += layers(predictor.model, space, w, check)
+    report.rows += layers(predictor.metanetwork, space, w, check)
     report.rows += quasi_leak(predictor, w)
     return report
 

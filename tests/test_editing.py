@@ -330,3 +330,15 @@ def test_recipes_name_the_edit_with_the_task(tmp_path: Path) -> None:
             recipes.load(path)
     with pytest.raises(UsageError, match="no editor"):
         Design("statnn", config={"edit": "dilate"}).build(SPACE)
+
+
+def test_verification_reads_the_editor_behind_the_picture() -> None:
+    from qemcli import verification
+
+    predictor = make("exact", eps=0.9)
+    report = verification.verify(predictor, fitted(6), None, verification.Check(samples=3))
+    kinds = {(row["kind"], row["group"]): row["holds"] for row in report.rows}
+    assert report.code == 0
+    assert kinds["equivariance", "permutation"]
+    assert kinds["invariance", "sign"] is False
+    assert next(r for r in report.rows if r["kind"] == "leak")["max_error"] > 1e-6

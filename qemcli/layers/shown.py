@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from qemcli import signals
 from qemcli.expansion import folded
 from qemcli.functions import respond
-from qemcli.layers.features import Features
 from qemcli.spaces import WeightSpace
 
 
@@ -45,11 +44,6 @@ class Shown(nn.Module):
         """The editor's constants, where it has some."""
         if calibrate := getattr(self.editor, "calibrate", None):
             calibrate(w)
-
-    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
-        """The editor's features, where it names them."""
-        named = getattr(self.editor, "equivariant", None)
-        return named(w) if named else []
 
     def branches(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The edited networks: dict of (b, k, *shape)."""
