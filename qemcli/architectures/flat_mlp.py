@@ -1,6 +1,7 @@
 """Flat MLP: all weights in a row into a multilayer perceptron; the control without any symmetry.
 
 y = MLP(concat(W_1, b_1, ..., W_L, b_L))                the baseline "MLP" of arXiv:2302.14040
+    delta = s * MLP(concat(...)), one hidden layer more     its editor; s is a scalar a tensor
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qemcli.layers.deltas import Deltas
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise
@@ -19,15 +21,17 @@ from qemcli.spaces import WeightSpace
 
 @dataclass(frozen=True)
 class Config:
-    """`head`: width of the two hidden layers; `dropout` in [0, 1).
+    """`head`: width of the two hidden layers (three in the editor); `dropout` in [0, 1).
 
-    `standardised`: each weight by constants of the training set, set by `Model.calibrate`.
+    `standardised`: each weight by constants of the training set, set by `calibrate`. `expand`:
+    branches of the editor.
     """
 
     head: int = 1000
     dropout: float = 0.0
     standardised: bool = False
     outputs: int = 1
+    expand: int = 1
 
 
 PRESETS = {
@@ -41,6 +45,11 @@ PRESETS = {
     "flat-mlp-standardised": Preset(
         Config(standardised=True), None, "ours: constants of the training set"
     ),
+}
+_STYLE = "arXiv:2302.14040; its editing of INRs"
+EDITORS = {
+    "flat-mlp-edit-mnist": Preset(Config(), 4_374_191, _STYLE, "siren-mnist"),
+    "flat-mlp-edit-cifar": Preset(Config(), 4_506_257, _STYLE, "siren-cifar"),
 }
 
 
@@ -70,3 +79,34 @@ class Model(nn.Module):
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         return self.head(self.scale(self._flat(w)))
+
+
+class Editor(nn.Module):
+    """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape);
+    equivariant to nothing."""
+
+    kind = "equivariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.scale = Standardise(space.size) if config.standardised else nn.Identity()
+        head = mlp_head(space.size, config.head, config.head, config.dropout)
+        out = nn.Linear(config.head, config.expand * space.size)
+        self.body = nn.Sequential(*head, nn.ReLU(), out)
+        self.out = Deltas(space)
+
+    @staticmethod
+    def claims(space: WeightSpace) -> set[str]:
+        """Nothing."""
+        return set()
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants of `standardised` from the training set's weights; else nothing."""
+        if isinstance(self.scale, Standardise):
+            self.scale.fit(self.space.flatten(w))
+
+    def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        k = self.config.expand
+        flat = self.body(self.scale(self.space.flatten(w)))
+        return self.out.scaled(self.space.unflatten(flat.unflatten(1, (k, -1)).flatten(0, 1)), k)

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers import quasi
-from qemcli.layers.evenness import Relu, even, odd
+from qemcli.layers.deltas import Deltas
+from qemcli.layers.equivariant import equivariant_linear
+from qemcli.layers.evenness import Relu, Resign, even, neuron_signs, odd
 from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.monomial import PositiveScaleLinear, SignLinear
@@ -48,11 +50,12 @@ class Config:
 
     `pool`: exact (dead entries stay 0), published (a floor of 1e-12, not exactly invariant), means
     (no normalisation: signs only). `signs`: complete (all sign-equivariant maps) or published (the
-    scale layer); between them `odd`: tanh or sin; behind them `even`: absolute or products.
+    scale layer); between them `odd`: tanh, sin or identity; behind them `even`: absolute or
+    products (or none, in the published editor).
     `reader`: none, or hnp | hnp-full | np | np-posemb of `reader_channels` behind the even map,
     with `fourier`, `fourier_scale`, `io_code` as in nfn; the dropout of channels is in it. `quasi`:
     none | paper | released | exact, its `eps` at the start, in (-.999, .999), and whether it is
-    learned.
+    learned. `expand`: branches of the editor, which has neither pool nor head.
     """
 
     channels: tuple[int, ...] = (16, 16, 5)
@@ -72,6 +75,7 @@ class Config:
     eps: float = 0.01
     eps_learned: bool = True
     outputs: int = 1
+    expand: int = 1
 
 
 _TABLE = "table of the CNN zoo, arXiv:2409.11697"
@@ -88,6 +92,15 @@ _MNIST = Config(
 )
 _FASHION = replace(_MNIST, head=500, dropout=0.0, head_dropout=0.5, fourier_scale=10.0)
 _CIFAR = replace(_FASHION, channels=(16, 16, 1), head=1000, reader="np", io_code=(10, 6))
+_SMALL = Config(
+    (8, 8),
+    64,
+    pool="means",
+    even="products",
+    reader="hnp-full",
+    reader_channels=(16, 16),
+    outputs=10,
+)
 _LARGE = "large row of the quasi paper"
 _TUNED = (128, 128, 1)
 PRESETS = {
@@ -134,18 +147,25 @@ PRESETS = {
         "siren-mnist",
     ),
     "monomial-nfn-inr-small": Preset(
-        Config(
-            (8, 8),
-            64,
-            pool="means",
-            even="products",
-            reader="hnp-full",
-            reader_channels=(16, 16),
-            outputs=10,
-        ),
-        None,
-        "ours: exactly invariant to signs, what two cores train",
-        "siren-mnist",
+        _SMALL, None, "ours: exactly invariant to signs, what two cores train", "siren-mnist"
+    ),
+}
+_EDIT = Config(
+    (16, 1),
+    pool="means",
+    odd="identity",
+    even="none",
+    reader="np",
+    reader_channels=(128, 128, 128),
+    fourier=128,
+    io_code=(3, 3),
+)
+_STYLE = "editing of INRs, arXiv:2409.11697; loses the signs"
+EDITORS = {
+    "monomial-nfn-edit-mnist": Preset(_EDIT, 4_134_153, _STYLE, "siren-mnist"),
+    "monomial-nfn-edit-cifar": Preset(_EDIT, 4_134_827, _STYLE, "siren-cifar"),
+    "monomial-nfn-edit-small": Preset(
+        _SMALL, None, "ours: equivariant to signs, what two cores train", "siren-mnist"
     ),
 }
 
@@ -160,11 +180,11 @@ class Model(nn.Module):
         self.space, self.config = space, config
         self.signs = _signs(space, config)
         channels = [1, *config.channels]
-        self.linears = nn.ModuleList(self._linear(a, b) for a, b in pairwise(channels))
+        self.linears = _linears(space, config, self.signs, channels)
         self.between = odd(config.odd) if self.signs else relu
         self.end = even(config.even) if self.signs else Relu()
         read = channels[-1] * self.end.widens
-        self.reader = None if config.reader == "none" else self._reader(read)
+        self.reader = _reader(space, config, self.signs, read)
         self.dropout = ChannelDropout(config.dropout if self.reader is None else 0.0)
         pooled = read if self.reader is None else config.reader_channels[-1]
         self.pool = _pool(space, config, pooled)
@@ -174,26 +194,6 @@ class Model(nn.Module):
         # Drawn last: with one seed, every mode starts from the same backbone and head.
         self.quasi = quasi.make(
             config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
-        )
-
-    def _linear(self, c_in: int, c_out: int) -> nn.Module:
-        if self.signs and self.config.signs == "complete":
-            return SignLinear(self.space, c_in, c_out)
-        return PositiveScaleLinear(self.space, c_in, c_out)
-
-    def _reader(self, channels: int) -> Stack:
-        if not self.signs:
-            raise UsageError("a reader is not invariant to scales", "choose reader none")
-        c = self.config
-        return Stack(
-            self.space,
-            channels,
-            c.reader_channels,
-            c.reader,
-            c.dropout,
-            c.fourier,
-            c.fourier_scale,
-            c.io_code,
         )
 
     def claims(self, space: WeightSpace) -> set[str]:
@@ -239,6 +239,87 @@ class Model(nn.Module):
             h = self.quasi(w, before, h)
         h = self.dropout(self.end(h))
         return self.head(self.pool(h if self.reader is None else self.reader(h)))
+
+
+class Editor(nn.Module):
+    """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
+
+        delta = s * E_{depth+1} H_depth                                        without a reader
+        delta = s * R(H_depth) t t',   R = E reader(even(H_depth))             with one
+
+    Without a reader, sigma stands behind H_depth too. The reader's answer gets its signs back
+    (`Resign`): both are equivariant to permutations and signs (without a reader, to scales where
+    the networks have those). `even` = none is the published editor: the reader takes H_depth as it
+    is, and only permutations are left. s is one learned scalar a tensor.
+    """
+
+    kind = "equivariant"
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        if config.quasi != "none":
+            raise UsageError("monomial_nfn's editor has no quasi layer", "choose quasi none")
+        self.space, self.config = space, config
+        self.signs = _signs(space, config)
+        k, channels = config.expand, [1, *config.channels]
+        own = [] if config.reader != "none" else [k]
+        self.linears = _linears(space, config, self.signs, [*channels, *own])
+        self.between = odd(config.odd) if self.signs else relu
+        published = config.even == "none"
+        self.end = None if published else even(config.even)
+        read = channels[-1] * (1 if self.end is None else self.end.widens)
+        self.reader = _reader(space, config, self.signs, read)
+        self.dropout = ChannelDropout(config.dropout if self.reader is None else 0.0)
+        if self.reader is not None:
+            self.last = equivariant_linear(space, config.reader, config.reader_channels[-1], k)
+            self.resign = None if published else Resign(space, channels[-1], k)
+        self.out = Deltas(space)
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations with the activation's diagonal, unless the published editor loses it."""
+        if self.reader is not None and self.end is None:
+            return {"permutation"}
+        if self.signs:
+            return {"permutation", "sign", "monomial"}
+        both = set() if self.space.activation in ODD else {"monomial"}
+        return {"permutation", "scale"} | both
+
+    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
+        """Features after every equivariant step, by name; `features.act_on_features` acts on
+        them."""
+        h = door(self.space, w)
+        steps = [("input", h)]
+        for i, linear in enumerate(self.linears, start=1):
+            h = linear(h)
+            if i < len(self.linears):
+                h = self.dropout(pointwise(self.between, h))
+            steps.append((f"linear{i}", h))
+        if self.reader is not None:
+            answer = self.last(self.reader(h if self.end is None else self.end(h)))
+            if self.resign is not None:
+                answer = self.resign(answer, neuron_signs(h))
+            steps.append(("reader", answer))
+        return steps
+
+    def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.out(self.equivariant(w)[-1][1])
+
+
+def _linears(space: WeightSpace, config: Config, signs: bool, channels: list[int]) -> nn.ModuleList:
+    """The equivariant layers from one number of channels to the next."""
+    made = SignLinear if signs and config.signs == "complete" else PositiveScaleLinear
+    return nn.ModuleList(made(space, a, b) for a, b in pairwise(channels))
+
+
+def _reader(space: WeightSpace, config: Config, signs: bool, channels: int) -> Stack | None:
+    """What reads the features behind the even map, where a reader is asked for."""
+    if config.reader == "none":
+        return None
+    if not signs:
+        raise UsageError("a reader is not invariant to scales", "choose reader none")
+    c = config
+    coded = (c.fourier, c.fourier_scale, c.io_code)
+    return Stack(space, channels, c.reader_channels, c.reader, c.dropout, *coded)
 
 
 def _signs(space: WeightSpace, config: Config) -> bool:

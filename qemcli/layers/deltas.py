@@ -28,6 +28,9 @@ class Deltas(nn.Module):
             (w.unflatten(-1, (k, -1)).movedim(3, 1).flatten(0, 1), b.movedim(2, 1).flatten(0, 1))
             for w, b in features
         ]
-        w = self.space.from_matrices(pairs)
+        return self.scaled(self.space.from_matrices(pairs), k)
+
+    def scaled(self, w: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+        """dict of (b k, *shape), branches fastest -> the same as (b, k, *shape), scaled."""
         scales = zip(self.space.names, self.scales, strict=True)
         return {name: s * w[name].unflatten(0, (-1, k)) for name, s in scales}

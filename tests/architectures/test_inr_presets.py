@@ -7,7 +7,7 @@ import torch
 from layer_kit import draw_weights, randomise
 
 from qemcli import groups
-from qemcli.architectures import monomial_nfn, nfn
+from qemcli.architectures import flat_mlp, monomial_nfn, nfn
 from qemcli.errors import UsageError
 from qemcli.layers.presets import table
 from qemcli.spaces import mlp, siren
@@ -121,6 +121,8 @@ def test_published_counts_of_the_inr_models_are_met():
     classifiers = {16_237_866, 15_118_634, 15_213_866, 42_379_306, 22_083_114, 2_263_010, 2_197_010}
     monomial = {16_248_045, 22_146_603, 20_494_603, 16_386_093, 22_332_971, 20_680_971}
     assert published >= classifiers | monomial
+    editors = {12_878_235, 6_440_853, 4_133_656, 4_134_827, 4_134_153, 4_506_257, 4_374_191}
+    assert published >= editors
 
 
 def test_frequencies_travel_with_the_weights(rng):
@@ -128,3 +130,57 @@ def test_frequencies_travel_with_the_weights(rng):
     w = draw_weights(SPACE, 2, rng)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(w), second(w))
+
+
+RELU = mlp([2, 5, 7, 3])
+CODED = {"reader_channels": (5, 4), "fourier": 3, "fourier_scale": 0.5, "expand": 2}
+EDITORS = {
+    "plain": (monomial_nfn, SPACE, {"channels": (4, 3), "expand": 2}, {"permutation", "sign"}),
+    "relu": (monomial_nfn, RELU, {"channels": (4, 3), "expand": 2}, {"permutation", "scale"}),
+    "products": (
+        monomial_nfn,
+        SPACE,
+        {"channels": (4, 3), "even": "products", "reader": "hnp-full", **CODED},
+        {"permutation", "sign"},
+    ),
+    "absolute": (
+        monomial_nfn,
+        SPACE,
+        {"channels": (4, 3), "reader": "np", "io_code": (3, 2), **CODED},
+        {"permutation", "sign"},
+    ),
+    "published": (
+        monomial_nfn,
+        SPACE,
+        {"channels": (4, 1), "odd": "identity", "even": "none", "reader": "hnp", **CODED},
+        {"permutation"},
+    ),
+    "flat": (flat_mlp, SPACE, {"head": 8, "expand": 2}, set()),
+    "hnp": (nfn, SPACE, {"channels": (4, 3), "fourier": 3, "expand": 2}, {"permutation"}),
+}
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_every_branch_of_an_editor_keeps_what_it_claims_and_no_more(name, rng):
+    module, space, config, claims = EDITORS[name]
+    torch.manual_seed(0)
+    model = randomise(module.Editor(space, module.Config(**config)).double()).eval()
+    assert model.claims(space) - {"monomial"} == claims
+    w = draw_weights(space, 4, rng)
+    for group in ("permutation", "scale" if space is RELU else "sign"):
+        g = groups.sample(group, space, 4, rng)
+        with torch.no_grad():
+            deltas, moved = model(w), model(groups.act(g, space, w))
+        gaps = []
+        for j in range(2):
+            expected = groups.act(g, space, {n: d[:, j] for n, d in deltas.items()})
+            for n, x in expected.items():
+                assert deltas[n].shape == (4, 2, *space.shapes[n])
+                gaps.append((moved[n][:, j] - x).abs().max() / x.abs().max())
+        assert max(gaps) < 1e-10 if group in claims else max(gaps) > 1e-4
+    assert (deltas["2.weight"][:, 0] - deltas["2.weight"][:, 1]).abs().max() > 1e-6
+
+
+def test_monomial_editor_has_no_quasi_layer():
+    with pytest.raises(UsageError, match="quasi"):
+        monomial_nfn.Editor(SPACE, monomial_nfn.Config(quasi="exact"))
