@@ -57,6 +57,7 @@ def sheet(
     """
     largest = max(max(image.shape[1:]) for row in rows for image in row)
     side = largest * max(1, round(TILE / largest))
+    captions = [*captions, *([()] * (len(rows) - len(captions)))]
     text = [LINE * max((c.count("\n") + 1 for c in row), default=0) for row in captions]
     left = GAP + (TILE if any(names) else 0)
     width = left + max(map(len, rows)) * (side + GAP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from qemcli.shipped import shipped
 
 
 def layouts() -> dict[str, str]:
-    """Layout name -> the first line of its docstring."""
+    """Layout name -> what its docstring says first."""
     names = registry.names("zoos.layouts")
     docs = {name: registry.load("zoos.layouts", name).__doc__ or "" for name in names}
-    return {name: doc.strip().split(":")[0].replace("\n", " ") for name, doc in docs.items()}
+    heads = {name: re.split(r":\s|\.\n|, byte for byte", doc)[0] for name, doc in docs.items()}
+    return {name: " ".join(head.split()) for name, head in heads.items()}
 
 
 def rows() -> list[dict[str, Any]]:

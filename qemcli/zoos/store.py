@@ -27,8 +27,11 @@ from qemcli.zoos.statistics import describe
 VERSION = 1
 # What a store writes itself; everything else in an index may be carried over to another zoo.
 OWN_COLUMNS = frozenset(
-    {"uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256", "ties"}
-)
+    {
+        "uid", "arch", "shard", "row", "file", "finite", "parameters", "sha256", "ties", "size",
+        "offset", "packed",
+    }
+)  # fmt: skip
 
 
 def arch_id(space: WeightSpace) -> str:
@@ -133,9 +136,12 @@ class Store:
                 f"{self.folder}: block {missing[0]} of {blocks} is not there", "--resume"
             )
         parts = [pandas.read_parquet(self._part(b)) for b in range(blocks)]
-        spaces = {part["arch"].iloc[0]: part.attrs["space"] for part in parts}
+        spaces: dict[str, str] = {}
         for part in parts:
-            part.attrs = {}
+            arch, text = part["arch"].iloc[0], part.attrs.pop("space")
+            if spaces.setdefault(arch, text) != text:  # the same tensors, run in another way
+                arch = f"{arch}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+                spaces[arch], part["arch"] = text, arch
         table = pandas.concat(parts, ignore_index=True)
         table = table.sort_values("checkpoint", kind="stable", ignore_index=True)
         table.insert(0, "uid", np.arange(len(table), dtype=np.int64))
