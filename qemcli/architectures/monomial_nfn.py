@@ -37,6 +37,7 @@ from qemcli.layers.monomial import PositiveScaleLinear, SignLinear
 from qemcli.layers.pooling import HNPPool, NormalisingPool, PublishedNormalisingPool
 from qemcli.layers.presets import Preset
 from qemcli.layers.stack import Stack
+from qemcli.layers.statistics import ScaleTensors
 from qemcli.registry import suggest
 from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
 
@@ -53,9 +54,10 @@ class Config:
     scale layer); between them `odd`: tanh, sin or identity; behind them `even`: absolute or
     products (or none, in the published editor).
     `reader`: none, or hnp | hnp-full | np | np-posemb of `reader_channels` behind the even map,
-    with `fourier`, `fourier_scale`, `io_code` as in nfn; the dropout of channels is in it. `quasi`:
-    none | paper | released | exact, its `eps` at the start, in (-.999, .999), and whether it is
-    learned. `expand`: branches of the editor, which has neither pool nor head.
+    with `fourier`, `fourier_scale`, `io_code` as in nfn; the dropout of channels is in it.
+    `scaled`: every tensor by its size in the training set, set by `calibrate`. `quasi`: none |
+    paper | released | exact, its `eps` at the start, in (-.999, .999), and whether it is learned.
+    `expand`: branches of the editor, which has neither pool nor head.
     """
 
     channels: tuple[int, ...] = (16, 16, 5)
@@ -71,6 +73,7 @@ class Config:
     fourier_scale: float = 3.0
     io_code: tuple[int, ...] = ()
     head_dropout: float | None = None
+    scaled: bool = False
     quasi: str = "none"
     eps: float = 0.01
     eps_learned: bool = True
@@ -97,6 +100,7 @@ _SMALL = Config(
     64,
     pool="means",
     even="products",
+    scaled=True,
     reader="hnp-full",
     reader_channels=(16, 16),
     outputs=10,
@@ -180,6 +184,7 @@ class Model(nn.Module):
         self.space, self.config = space, config
         self.signs = _signs(space, config)
         channels = [1, *config.channels]
+        self.scale = ScaleTensors(space, config.scaled)
         self.linears = _linears(space, config, self.signs, channels)
         self.between = odd(config.odd) if self.signs else relu
         self.end = even(config.even) if self.signs else Relu()
@@ -208,6 +213,10 @@ class Model(nn.Module):
             {"permutation", "scale", "monomial"} if self.config.pool == "exact" else {"permutation"}
         )
 
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants of `scaled` from the training set: one a tensor, and no shift."""
+        self.scale.fit(door(self.space, w))
+
     def _no_op(self) -> bool:
         exact = self.config.pool == "exact"
         return isinstance(self.quasi, quasi.Paper) and exact and not self.signs
@@ -217,7 +226,7 @@ class Model(nn.Module):
 
         The list ends before the even map of the sign group, whose values are invariant to it.
         """
-        h = door(self.space, w)
+        h = self.scale(door(self.space, w))
         steps = [("input", h)]
         for i, linear in enumerate(self.linears, start=1):
             before, h = h, linear(h)
@@ -231,7 +240,7 @@ class Model(nn.Module):
         return steps
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        h = before = door(self.space, w)
+        h = before = self.scale(door(self.space, w))
         for linear in self.linears[:-1]:
             h = before = self.dropout(pointwise(self.between, linear(h)))
         h = self.linears[-1](h)
@@ -263,6 +272,7 @@ class Editor(nn.Module):
         self.signs = _signs(space, config)
         k, channels = config.expand, [1, *config.channels]
         own = [] if config.reader != "none" else [k]
+        self.scale = ScaleTensors(space, config.scaled)
         self.linears = _linears(space, config, self.signs, [*channels, *own])
         self.between = odd(config.odd) if self.signs else relu
         published = config.even == "none"
@@ -284,10 +294,14 @@ class Editor(nn.Module):
         both = set() if self.space.activation in ODD else {"monomial"}
         return {"permutation", "scale"} | both
 
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants of `scaled` from the training set: one a tensor, and no shift."""
+        self.scale.fit(door(self.space, w))
+
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every equivariant step, by name; `features.act_on_features` acts on
         them."""
-        h = door(self.space, w)
+        h = self.scale(door(self.space, w))
         steps = [("input", h)]
         for i, linear in enumerate(self.linears, start=1):
             h = linear(h)

@@ -116,6 +116,34 @@ class StandardiseTensors(nn.Module):
         return [((w - m[0]) / s[0], (b - m[1]) / s[1]) for (w, b), m, s in pairs]
 
 
+class ScaleTensors(nn.Module):
+    """x / rms with one constant for each tensor of the features, set once from a training set by
+    `fit`; the identity unless `on`.
+
+    Nothing is shifted, so signs and scales of neurons keep commuting with it.
+    """
+
+    scale: Tensor
+
+    def __init__(self, space: WeightSpace, on: bool) -> None:
+        super().__init__()
+        self.on = on
+        self.register_buffer("scale", torch.ones(2 * len(space.layers) if on else 0))
+
+    def fit(self, features: Features) -> None:
+        """Features of one channel, of the whole training set."""
+        if self.on:
+            zero = torch.zeros((), dtype=torch.float64)
+            sizes = [_spread(x, zero) for pair in features for x in pair]
+            self.scale.copy_(torch.stack(sizes))
+
+    def forward(self, features: Features) -> Features:
+        if not self.on:
+            return features
+        pairs = zip(features, self.scale.view(-1, 2), strict=True)
+        return [(w / s[0], b / s[1]) for (w, b), s in pairs]
+
+
 def _spread(x: Tensor, mean: Tensor) -> Tensor:
     """The standard deviation of a tensor's entries, 1 where they are all the same."""
     std = (x - mean).square().mean(dtype=torch.float64).sqrt()

@@ -55,10 +55,10 @@ MODELS = {
 }  # fmt: skip
 
 
-def build(name, space=SPACE):
+def build(name, **more):
     module, config, _ = MODELS[name]
     torch.manual_seed(0)
-    model = module.Model(space, module.Config(**config))
+    model = module.Model(SPACE, module.Config(**config, **more))
     return randomise(model.double()).eval()
 
 
@@ -102,6 +102,18 @@ def seen(model, rng):
 def test_absolute_values_are_blind_to_how_signs_hang_together_and_products_are_not(rng):
     assert seen(build("monomial-hnp"), rng) < 1e-10
     assert seen(build("monomial-products"), rng) > 1e-4
+
+
+def test_scaled_models_see_small_tensors_and_keep_signs(rng):
+    model = build("monomial-products", scaled=True)
+    w = draw_weights(SPACE, 64, rng)
+    tiny = {n: x * 1e-3 for n, x in w.items()}
+    model.calibrate(w)
+    expected = model(w)
+    model.calibrate(tiny)
+    assert torch.allclose(model(tiny), expected)
+    for group in ("permutation", "sign"):
+        assert error(model, group, rng) < 1e-10
 
 
 def test_a_reader_needs_signs():
