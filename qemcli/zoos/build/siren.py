@@ -6,10 +6,10 @@ things make a step an order of magnitude cheaper than autograd's, network by net
 * On a grid the first layer is a product, sin(a row + b column) = sin cos + cos sin: its waves are
   computed on one row and one column, and its gradient is one small product of matrices.
 * Every layer is [W | b], and its input ends in a row of ones: no separate bias, forward or
-  backward.
+  backward. It is kept transposed, (in + 1, out), which is how its gradient is computed fastest.
 * One wave gives the sine and what the gradient needs of the cosine, cos = 1 - dip / 2.
 
-Activations are (n, neurons, pixels): a weight is used as it is stored, (out, in).
+Activations are (n, neurons, pixels).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Batch:
         self.space, self.fit, self.count = space, fit, count
         channels, *self.size = space.forward.image
         pixels, widths = math.prod(self.size), space.widths
-        self.shapes = [(rows, cols + 1) for cols, rows in pairwise(widths)]  # of [W | b]
+        self.shapes = [(cols + 1, rows) for cols, rows in pairwise(widths)]  # of [W | b]^T
         sizes = [rows * cols for rows, cols in self.shapes]
         self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self.kind: dict[str, Any] = {"dtype": dtype, "device": device}
@@ -112,7 +112,7 @@ class Batch:
         on the space's levels."""
         at = rows.to(self.flat.device)
         pairs = self.space.matrices(self.space.unflatten(flat.to(**self.kind)))
-        parts = [torch.cat([w[..., 0], b[..., None]], dim=2).flatten(1) for w, b in pairs]
+        parts = [torch.cat([w[..., 0].mT, b[:, None]], dim=1).flatten(1) for w, b in pairs]
         self.flat[at] = torch.cat(parts, dim=1)
         self.first[at], self.second[at], self.steps[at] = 0.0, 0.0, 0
         self.target[at] = target.to(**self.kind).flatten(2) - self.space.forward.offset
@@ -123,7 +123,7 @@ class Batch:
         chosen = self.flat[rows.to(self.flat.device)].cpu()
         chosen[:, : self.starts[1]] *= self.fit.first_w0 / self.space.forward.w0
         layers = [self._layer(chosen, i) for i in range(len(self.shapes))]
-        pairs = [(layer[..., :-1, None], layer[..., -1]) for layer in layers]
+        pairs = [(layer[:, :-1].mT[..., None], layer[:, -1]) for layer in layers]
         return self.space.flatten(self.space.from_matrices(pairs))
 
     def keep(self, rows: Tensor) -> None:
@@ -135,9 +135,9 @@ class Batch:
         self.count = len(at)
 
     def _layer(self, flat: Tensor, i: int) -> Tensor:
-        """(n, rows, cols + 1), the [W | b] of layer i, a view."""
-        rows, cols = self.shapes[i]
-        return flat[:, self.starts[i] : self.starts[i] + rows * cols].unflatten(1, (rows, cols))
+        """(n, in + 1, out), the transposed [W | b] of layer i, a view."""
+        size = math.prod(self.shapes[i])
+        return flat[:, self.starts[i] : self.starts[i] + size].unflatten(1, self.shapes[i])
 
     def _scratch(self, which: int, rows: int) -> Tensor:
         pixels = math.prod(self.size)
@@ -150,10 +150,10 @@ class Batch:
         turns, weights = self.flat * self.turns, self.flat * self.scale
         fold = self._first_forward(self._layer(weights, 0))
         for i in range(1, last):
-            phase = self._scratch(0, self.shapes[i][0])
-            torch.bmm(self._layer(turns, i), self.outputs[i - 1][:n], out=phase)
+            phase = self._scratch(0, self.shapes[i][1])
+            torch.bmm(self._layer(turns, i).mT, self.outputs[i - 1][:n], out=phase)
             self._waves(phase, self.outputs[i][:n, :-1], self.dips[i - 1][:n])
-        error = torch.bmm(self._layer(weights, last), self.outputs[last - 1][:n]) - self.target
+        error = torch.bmm(self._layer(weights, last).mT, self.outputs[last - 1][:n]) - self.target
         mse = error.square().mean((1, 2))
         self._backward(error.mul_(2 / error[0].numel()), weights, fold)
         self.gradient *= self.scale
@@ -163,9 +163,9 @@ class Batch:
         """`above`: the gradient of the last layer's outputs (n, rows, pixels)."""
         for i in reversed(range(1, len(self.shapes))):
             inputs = self.outputs[i - 1][: self.count]
-            torch.bmm(above, inputs.transpose(1, 2), out=self._layer(self.gradient, i))
-            below = self._scratch(i % 2, self.shapes[i - 1][0])
-            torch.bmm(self._layer(weights, i)[..., :-1].transpose(1, 2), above, out=below)
+            torch.bmm(inputs, above.mT, out=self._layer(self.gradient, i))
+            below = self._scratch(i % 2, self.shapes[i - 1][1])
+            torch.bmm(self._layer(weights, i)[:, :-1], above, out=below)
             if i > 1:  # times the cosine
                 below.addcmul_(below, self.dips[i - 2][: self.count], value=-0.5)
             above = below
@@ -175,8 +175,8 @@ class Batch:
         """The first layer's outputs, from waves along one column and one row of pixels; returns
         the waves, sine and cosine (n, neurons, height) and (n, neurons, width)."""
         down, across = (0, 1) if self.space.forward.axes == "ij" else (1, 0)
-        row = layer[..., down, None] * self.row + layer[..., 2, None]
-        column = layer[..., across, None] * self.column
+        row = layer[:, down, :, None] * self.row + layer[:, 2, :, None]
+        column = layer[:, across, :, None] * self.column
         fold = row.sin(), row.cos(), column.sin(), column.cos()
         sine_r, cosine_r, sine_c, cosine_c = fold
         out = self.outputs[0][: self.count, :-1].unflatten(2, self.size)
@@ -194,9 +194,9 @@ class Batch:
         plain = sums[:, :, 0] * cosine_c - sums[:, :, 1] * sine_c
         down, across = (0, 1) if self.space.forward.axes == "ij" else (1, 0)
         gradient = self._layer(self.gradient, 0)
-        gradient[..., 2] = plain.sum(2)
-        gradient[..., across] = plain @ self.column
-        gradient[..., down] = (sums[:, :, 2] * cosine_c - sums[:, :, 3] * sine_c).sum(2)
+        gradient[:, 2] = plain.sum(2)
+        gradient[:, across] = plain @ self.column
+        gradient[:, down] = (sums[:, :, 2] * cosine_c - sums[:, :, 3] * sine_c).sum(2)
 
     def _waves(self, turns: Tensor, sine: Tensor, dip: Tensor) -> None:
         """sin(TURN turns) and dip = 2 - 2 cos(TURN turns); `turns` is used up."""
