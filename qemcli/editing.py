@@ -78,18 +78,14 @@ def edit_zoo(
 def _refused(zoo: Zoo, way: Way) -> list[dict[str, Any]]:
     """The networks that cannot be edited; InputError where that is all of them."""
     failed: list[dict[str, Any]] = []
-    usable = 0
+    first: InputError | None = None
     for space, positions in zoo.groups():
-        reason = way.refusal(space)
-        names = zoo.index["checkpoint"].iloc[positions].tolist()
-        usable += 0 if reason else len(names)
-        failed += [{"checkpoint": n, "reason": reason} for n in names] if reason else []
-    if not usable:
-        first = failed[0] if failed else {"checkpoint": str(zoo.path), "reason": "no network"}
-        raise InputError(
-            f"none of {len(zoo)} networks can be edited: {first['checkpoint']}: {first['reason']}",
-            "an editor edits SIRENs of the widths and the convention that it was trained on",
-        )
+        if reason := way.refusal(space):
+            first = first or reason
+            names = zoo.index["checkpoint"].iloc[positions]
+            failed += [{"checkpoint": n, "reason": reason.message} for n in names]
+    if first and len(failed) == len(zoo):
+        raise InputError(f"none of {len(zoo)} networks can be edited: {first.message}", first.hint)
     return failed
 
 

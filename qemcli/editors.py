@@ -52,7 +52,7 @@ class Way(Protocol):
     def branches(self) -> int:
         """k: how many times wider they become."""
 
-    def refusal(self, space: WeightSpace) -> str | None:
+    def refusal(self, space: WeightSpace) -> InputError | None:
         """Why networks of this space cannot be edited, or None."""
 
     def running(self, space: WeightSpace) -> WeightSpace:
@@ -85,15 +85,21 @@ class ByEditor:
             digest.update(key.encode() + x.cpu().contiguous().numpy().tobytes())
         return f"{self.name}@{digest.hexdigest()[:16]}"
 
-    def refusal(self, space: WeightSpace) -> str | None:
+    def refusal(self, space: WeightSpace) -> InputError | None:
         mine, theirs = self.predictor.space, self.running(space)
         if reason := _no_picture(theirs):
             return reason
         if list(mine.shapes.values()) != list(theirs.shapes.values()):
-            return f"widths {theirs.widths}: '{self.name}' edits {mine.widths}"
+            return self._other(f"widths {theirs.widths}", f"{mine.widths}")
         if theirs.forward != mine.forward:
-            return f"{_told(theirs)}: '{self.name}' edits {_told(mine)}"
+            return self._other(_told(theirs), _told(mine))
         return None
+
+    def _other(self, theirs: str, mine: str) -> InputError:
+        return InputError(
+            f"{theirs}: '{self.name}' edits {mine}",
+            "train an editor on such networks (qem train), or fit anew: --refit",
+        )
 
     def running(self, space: WeightSpace) -> WeightSpace:
         image = space.forward.image or self.predictor.space.forward.image
@@ -121,7 +127,9 @@ class ByFit:
     name: str = field(default="fit", init=False)
     branches: int = field(default=1, init=False)
 
-    def refusal(self, space: WeightSpace) -> str | None:
+    def refusal(self, space: WeightSpace) -> InputError | None:
+        if len(space.layers) < 2 or not all(layer.bias for layer in space.layers):
+            return InputError(f"widths {space.widths}: hidden layers and biases are needed to fit")
         return _no_picture(space)
 
     def running(self, space: WeightSpace) -> WeightSpace:
@@ -142,11 +150,11 @@ class ByFit:
         return out
 
 
-def _no_picture(space: WeightSpace) -> str | None:
+def _no_picture(space: WeightSpace) -> InputError | None:
     try:
         signals.check(space)
     except InputError as error:
-        return error.message
+        return error
     return None
 
 

@@ -14,12 +14,14 @@ from zoo_kit import write_zoo
 from qemcli import groups, signals
 from qemcli.architectures import nfn
 from qemcli.editors import ByEditor, edited
-from qemcli.errors import UsageError
+from qemcli.errors import InputError, UsageError
 from qemcli.expansion import folded, merge, shown
 from qemcli.layers.shown import Shown
 from qemcli.predictors import FILE, Design, Predictor
+from qemcli.samples import gather
 from qemcli.spaces import WeightSpace, mlp, siren
 from qemcli.tasks import editing
+from qemcli.zoos.store import Store
 from qemcli.zoos.zoo import Zoo
 
 SPACE = siren([2, 5, 7, 1], image=(1, 9, 8))
@@ -232,6 +234,27 @@ def test_what_cannot_be_edited_is_counted_and_nothing_is_written_half(
         assert "none of 12 networks can be edited" in ran.err
         assert said[name] in ran.err, (name, ran.err)
         assert not Path("nothing").exists()
+    zoo = tmp_path / "unknown"
+    ran = run("edit", zoo, "--predictor", editor, "--out", "a", "--w0", 30, "--convention", "nfn")
+    assert ran.code == 0, ran.err
+
+
+def test_the_sirens_of_a_mixed_zoo_are_edited_and_the_others_are_told(
+    run, tmp_path: Path, editor: Path
+) -> None:
+    store = Store(tmp_path / "mixed")
+    other = siren([2, 5, 7, 1], convention="dws", image=(1, 9, 8))
+    for block, space in enumerate((SPACE, other)):
+        rows = [{"checkpoint": f"{block}-{i}", "split": "test"} for i in range(5)]
+        store.write(block, space, fitted(5, space).numpy(), rows)
+    store.finish(2, {"name": "mixed"})
+    ran = run("edit", tmp_path / "mixed", "--predictor", editor, "--out", "edited", "--json")
+    assert ran.code == 4
+    assert [row["checkpoint"] for row in ran.json["rows"]] == [f"0-{i}/dilate" for i in range(5)]
+    assert [item["checkpoint"] for item in ran.json["failed"]] == [f"1-{i}" for i in range(5)]
+    assert all("axes xy" in item["reason"] for item in ran.json["failed"])
+    with pytest.raises(InputError, match=r"mixes.*axes"):
+        gather([Zoo.open(tmp_path / "mixed")], editing, edit="dilate")
 
 
 def test_a_network_that_is_not_finite_fails_alone(run, tmp_path: Path, editor: Path) -> None:
