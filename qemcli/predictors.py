@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FILE = "predictor.safetensors"
 REMOVED = ("scale", "sign", "monomial", "phase")  # the groups that balance takes away
-EDITING = ("edit", "pixels")  # settings of an editor that are not its architecture's
+EDITING = ("edit", "pixels", "expand")  # settings of an editor, whatever its architecture
 QUASI = ("none", "balanced", "exact", "paper", "released")
 
 
@@ -69,7 +69,8 @@ class Design:
             )
         from qemcli.layers.shown import Shown
 
-        editor = module.Editor(space, self._configured(module.Config, {}))
+        branches = {"expand": self.config.get("expand", 1)}
+        editor = module.Editor(space, self._configured(module.Config, branches))
         return Shown(space, editor, self.config.get("pixels", 0))
 
     def _configured(self, config: type, given: dict[str, int]) -> Any:

@@ -95,6 +95,20 @@ def load(path: Path) -> Recipe:
         raise UsageError(f"{path}: {error}") from None
 
 
+def editing(recipe: Recipe, edit: str | None, expand: int | None) -> Recipe:
+    """The recipe of an editor for another edit, or with other branches."""
+    if edit is None and expand is None:
+        return recipe
+    if recipe.task != "editing":
+        raise UsageError(
+            f"--edit and --expand are for editors, and the recipe's task is '{recipe.task}'",
+            "start from one that edits: qem train dilate-mnist --edit rotate:10",
+        )
+    given = {"edit": edit and str(edits.find(edit)), "expand": expand}
+    config = recipe.design.config | {k: v for k, v in given.items() if v is not None}
+    return dataclasses.replace(recipe, design=dataclasses.replace(recipe.design, config=config))
+
+
 def _config(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """The configuration of the design, with the edit that it is trained for."""
     config = dict(document.get("config", {}))

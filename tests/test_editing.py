@@ -351,6 +351,11 @@ def test_recipes_name_the_edit_with_the_task(tmp_path: Path) -> None:
         path.write_text(f'{text}\narchitecture = "nfn"\n')
         with pytest.raises(UsageError):
             recipes.load(path)
+    path.write_text('task = "editing"\nedit = "dilate"\n[config]\nfourier = 2\n')
+    other = recipes.editing(recipes.load(path), "rotate", 4).design
+    assert other.config == {"fourier": 2, "edit": "rotate:10", "expand": 4}
+    with pytest.raises(UsageError, match="are for editors"):
+        recipes.editing(recipes.Recipe(), "dilate", None)
     with pytest.raises(UsageError, match="no editor"):
         Design("statnn", config={"edit": "dilate"}).build(SPACE)
 

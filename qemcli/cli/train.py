@@ -24,6 +24,8 @@ Architecture = Annotated[str | None, typer.Option("--architecture", "-a", help="
 Quasi = Annotated[
     str | None, typer.Option("--quasi", help="none, balanced, exact, paper or released.")
 ]
+Edit = Annotated[str | None, typer.Option("--edit", help="Editors: another edit, NAME[:AMOUNT].")]
+Expand = Annotated[int | None, typer.Option("--expand", min=1, help="Editors: branches, k.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new predictor.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the networks.")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
@@ -37,6 +39,8 @@ def train(
     task: Task = None,
     architecture: Architecture = None,
     quasi: Quasi = None,
+    edit: Edit = None,
+    expand: Expand = None,
     where: options.Where = None,
     activation: options.Activation = None,
     epochs: Epochs = None,
@@ -59,6 +63,7 @@ def train(
     sink = Sink(json, quiet, verbose)
     steady()
     plan = recipes.load(recipes.find(recipe or recipes.DEFAULT, "training", "train.toml"))
+    plan = recipes.editing(plan, edit, expand)
     plan = _changed(plan, zoo, task, where, seed, architecture, quasi, epochs, lr)
     folder = out or Path(f"{plan.design.architecture}-{plan.design.quasi}-seed{plan.seed}")
     fitting.fresh(folder, resume)
@@ -88,9 +93,12 @@ def _changed(
     lr: float | None,
 ) -> Recipe:
     """The recipe with what the command line says instead."""
+    from qemcli.predictors import EDITING
+
     design = plan.design
     if architecture and architecture != design.architecture:
-        design = dataclasses.replace(design, architecture=architecture, config={})
+        kept = {k: v for k, v in design.config.items() if k in EDITING}
+        design = dataclasses.replace(design, architecture=architecture, config=kept)
     design = dataclasses.replace(design, quasi=quasi or design.quasi)
     schedule = dataclasses.replace(
         plan.schedule,
