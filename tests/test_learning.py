@@ -4,6 +4,9 @@ resuming."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +218,24 @@ def test_compare_runs_once_and_resumes(run, zoo: Path, tmp_path: Path) -> None:
     assert raw[0]["invariance_error"] > 1e-3
     assert (out / "table.md").read_text().count("|") > 20
     assert (out / "tradeoff.png").stat().st_size > 1000
+
+
+def test_two_processes_of_torchrun_learn_together(zoo: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "together.toml"
+    recipe.write_text(
+        f'zoos = ["{zoo}"]\narchitecture = "statnn"\nconfig = {{ head = 8 }}\n'
+        "[schedule]\nepochs = 2\nbatch_size = 8\n"
+    )
+    program = [str(Path(sys.executable).with_name("qem")), "train", str(recipe), "--json", "-q"]
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    scores = []
+    for name, start in (("one", []), ("two", [sys.executable, *together])):
+        command = [*start, *program, "--out", str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads(done.stdout)["rows"][0]["mae"])  # one answer, not two
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
 
 
 def test_models_lists_presets_with_exact_counts(run) -> None:

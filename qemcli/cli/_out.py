@@ -74,7 +74,9 @@ class Sink:
     """Where a command's words go; the mode (human, JSON, quiet) is decided once."""
 
     def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-        self.json, self.quiet, self.verbose = json, quiet, verbose
+        # Of the processes that torchrun starts only the first one speaks.
+        self.first = os.environ.get("RANK", "0") == "0"
+        self.json, self.quiet, self.verbose = json, quiet or not self.first, verbose
 
     def note(self, text: str) -> None:
         """Narration, on stderr; silent with --quiet."""
@@ -127,6 +129,13 @@ class Sink:
     def answer(self, answer: Answer, out: Path | None = None, code: int = 0) -> None:
         """Print the answer, write its rows to `out`, and leave with `code`, or 4 where items
         failed."""
+        code = code or (4 if answer.failed else 0)
+        if self.first:
+            self._told(answer, out)
+        if code:
+            raise typer.Exit(code)
+
+    def _told(self, answer: Answer, out: Path | None) -> None:
         if out:
             write_rows(answer, out)
             self.note(f"{len(answer.rows)} rows written to {out}")
@@ -138,9 +147,6 @@ class Sink:
         if answer.failed and not self.json:
             self._failures(answer.failed)
         sys.stdout.flush()
-        code = code or (4 if answer.failed else 0)
-        if code:
-            raise typer.Exit(code)
 
     def _show(self, answer: Answer) -> None:
         if answer.rows:
