@@ -33,6 +33,8 @@ def predictors() -> list[dict[str, Any]]:
                 "tau": test.get("tau"),
                 "r2": test.get("r2"),
                 "accuracy": test.get("accuracy"),
+                "edit": record["config"].get("edit"),
+                "mse": test.get("mse"),
                 "tested_on": test.get("n"),
                 "trained_on": provenance.get("train"),
                 "tensors": sum(sizes),
