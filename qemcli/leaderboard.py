@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def tables(plan: Comparison, rows: list[dict[str, Any]], columns: list[str]) -> 
     found = augmented(plan, rows)
     for told in found:
         for zoo in zoos:
-            if f"{zoo} low" in told:
+            if f"{zoo} low" in told and math.isfinite(told[zoo]):
                 low, high = told[f"{zoo} low"], told[f"{zoo} high"]
                 told[zoo] = f"{told[zoo]:.3f} ({low:+.3f} to {high:+.3f})"
     return f"{text}\n{markdown(found, ['design', *zoos])}"
@@ -87,9 +88,10 @@ def markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
     def cell(value: Any) -> str:
         if isinstance(value, list):
             return ", ".join(f"{v:.2f}" for v in value)
-        if isinstance(value, float):
+        if isinstance(value, float) and math.isfinite(value):
             return f"{value:.3f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.1e}"
-        return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+        unknown = value is None or isinstance(value, float)  # no number: some run was constant
+        return "–" if unknown else f"{value:,}" if isinstance(value, int) else str(value)
 
     shown = [name for name in columns if any(name in row for row in rows)]
     lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]

@@ -78,6 +78,13 @@ def test_tables_show_augmented_zoos_beside_the_plain_one() -> None:
     assert "| statnn none | 0.000 | 0.100 | 0.200 |" in second
 
 
+def test_scores_that_are_no_number_are_shown_as_unknown() -> None:
+    text = leaderboard.markdown(
+        [{"design": "a", "tau": float("nan"), "seeds": 3}], ["tau", "seeds"]
+    )
+    assert text.splitlines()[-1] == "| – | 3 |"
+
+
 def test_names_that_are_no_design_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('augmented = ["statnn exact"]\n[[design]]\narchitecture = "statnn"\n')
