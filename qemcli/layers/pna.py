@@ -79,7 +79,7 @@ class EdgeUpdate(nn.Module):
         bias = torch.cat([self.target.bias, self.source.bias])
         target, source = F.linear(x, joined, bias).chunk(2, dim=-1)
         pairs = zip(edges, target.split(widths, 1), sources(source.split(widths, 1)), strict=True)
-        return [F.silu(e + t[:, :, None] + s[:, None]) for e, t, s in pairs]
+        return [F.silu((e + t[:, :, None]).add_(s[:, None])) for e, t, s in pairs]
 
 
 class GNN(nn.Module):
@@ -130,21 +130,45 @@ class GNN(nn.Module):
         inner: list[Tensor] = []
         for i, convolution in enumerate(m for m in self.convolutions if isinstance(m, PNA)):
             reads: list[nn.Linear] = [convolution.encoder, *(u.edge for u in updates[i : i + 1])]
-            weight = torch.cat([m.weight for m in reads])
-            bias = torch.cat([m.bias for m in reads])
             if i == 0:
-                seen = blocks(*self.entry.edges(entries, weight, bias))
+                seen = [blocks(*self.entry.edges(entries, m.weight, m.bias)) for m in reads]
             else:
                 outer = updates[i - 1].outer
-                bias, weight = weight @ outer.bias + bias, weight @ outer.weight
-                seen = [F.linear(e, weight, bias) for e in inner]
-            sizes = [len(m.weight) for m in reads]
-            parts = [e.split(sizes, dim=-1) for e in seen]
-            x = convolution(x, [part[0] for part in parts])
+                maps = [(m.weight @ outer.weight, m.weight @ outer.bias + m.bias) for m in reads]
+                seen = mapped(inner, maps)
+            x = convolution(x, seen[0])
             if i < len(updates):
                 x = self.dropout(F.silu(self.norms[i](x)))
-                inner = updates[i]([part[1] for part in parts], x, self.widths)
+                inner = updates[i](seen[1], x, self.widths)
             yield x, inner
+
+
+def mapped(edges: list[Tensor], maps: list[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
+    """The edges through one affine map, or through each of two."""
+    (weight, bias), *more = maps
+    if not more:
+        return [[F.linear(e, weight, bias) for e in edges]]
+    pairs = [_Maps.apply(e, weight, bias, *more[0]) for e in edges]
+    return [list(blocks) for blocks in zip(*pairs, strict=True)]
+
+
+class _Maps(torch.autograd.Function):
+    """Two Linears of the same rows, whose gradients meet in one product that is added to."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, p: Tensor, b: Tensor, q: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, a, b)
+        return F.linear(x, a, p), F.linear(x, b, q)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, left: Tensor, right: Tensor) -> tuple[Tensor, ...]:
+        x, a, b = ctx.saved_tensors
+        rows, left, right = x.flatten(0, -2), left.flatten(0, -2), right.flatten(0, -2)
+        found = torch.addmm(left @ a, right, b)
+        return found.view_as(x), left.T @ rows, left.sum(0), right.T @ rows, right.sum(0)
 
 
 def aggregate(modulation: Tensor, p: Tensor, q: Tensor) -> Tensor:
@@ -167,7 +191,7 @@ class _Aggregate(torch.autograd.Function):
         m = p[:, :, None] + q[:, None]
         torch.addcmul(t, s, m, out=m)
         mean = m.mean(2)
-        variance = m.square().mean(2) - mean.square()
+        variance = torch.mul(m, m).mean(2) - mean.square()
         parts = [mean, m.amin(2), m.amax(2), variance.clamp_min(FLOOR).sqrt()]
         out = torch.cat(parts, dim=-1)
         ctx.save_for_backward(modulation, p, q, m, out)

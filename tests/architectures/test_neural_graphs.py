@@ -11,7 +11,7 @@ from qemcli import groups
 from qemcli.architectures import neural_graphs as ng
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.features import act_on_features
-from qemcli.layers.pna import aggregate
+from qemcli.layers.pna import aggregate, mapped
 from qemcli.spaces import siren
 
 SIREN = siren([2, 5, 7, 3])
@@ -223,6 +223,21 @@ def test_aggregate_has_the_gradient_of_its_formula(rng):
             torch.autograd.grad(aggregate(*inputs), inputs, upstream), wanted, strict=True
         ):
             assert torch.allclose(found, want, rtol=1e-9, atol=1e-9)
+
+
+def test_joined_maps_have_the_gradients_of_two_linears(rng):
+    def draw(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_()
+
+    inputs = draw(2, 3, 4, 5), draw(6, 5), draw(6), draw(3, 5), draw(3)
+    x, *maps = inputs
+    upstream = [draw(2, 3, 4, n).detach() for n in (6, 3)]
+    found = [y[0] for y in mapped([x], [(maps[0], maps[1]), (maps[2], maps[3])])]
+    wanted = [F.linear(x, *maps[:2]), F.linear(x, *maps[2:])]
+    pairs = [*zip(found, wanted, strict=True)]
+    grads = [torch.autograd.grad(y, inputs, upstream) for y in (found, wanted)]
+    pairs += zip(*grads, strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in pairs)
 
 
 def test_equal_extremes_share_their_gradient():
