@@ -82,7 +82,11 @@ def test_embedded_zoo_is_what_its_index_says(name: str) -> None:
     table = zoo.index.iloc[positions]
     hashes = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in flat]
     assert hashes == table["sha256"].tolist()
-    assert table["test_accuracy"].between(0, 1).all()
+    if zoo.spaces[table["arch"].iloc[0]].family == "siren":
+        assert (table["psnr"] >= 40).all()
+        assert set(table["label"]) == set(range(10))
+    else:
+        assert table["test_accuracy"].between(0, 1).all()
     assert (shipped("zoos") / name / "README.md").read_text().startswith("---")
 
 
@@ -102,7 +106,7 @@ def test_predict_with_nothing_else_ranks_the_held_out(run) -> None:
 
 def test_embedded_zoos_are_small() -> None:
     files = [p for p in Path(shipped("zoos")).rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 10e6
+    assert sum(p.stat().st_size for p in files) < 11e6
 
 
 def test_default_recipes_are_there_and_read() -> None:
