@@ -133,6 +133,10 @@ def _unwrap(path: Path, tree: Any) -> tuple[dict[str, Any], dict[str, Any], tupl
     state = dict(_walk(tree, ""))
     if not state:
         raise InputError(f"{path}: holds no tensor", "give a state_dict")
+    size = path.stat().st_size
+    vast = next((n for n, t in state.items() if t.numel() * t.element_size() > size), None)
+    if vast:
+        raise InputError(f"{path}: tensor '{vast}' claims more numbers than the file holds")
     bad = next((n for n, t in state.items() if t.layout != torch.strided), None)
     if bad:
         raise InputError(f"{path}: tensor '{bad}' is {state[bad].layout}, not dense")

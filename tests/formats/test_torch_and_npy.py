@@ -192,3 +192,10 @@ def test_zip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
     monkeypatch.setattr(npy, "MAX_FREE", 1 << 20)
     with pytest.raises(InputError, match="zip bomb"):
         open_checkpoint(tmp_path / "a.npz")
+
+
+def test_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path):
+    state = nn.Linear(3, 4).state_dict()
+    torch.save({**state, "bias": torch.zeros(1).expand(2**40)}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="claims more numbers"):
+        open_checkpoint(tmp_path / "a.pt")

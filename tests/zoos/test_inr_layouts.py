@@ -409,3 +409,37 @@ def test_fast_reading_equals_torch_for_odd_files(tmp_path):
             want = torch.cat([inner[n].float().flatten() for n in kind.space.names])
             assert np.array_equal(row, want.numpy())
     assert sum(kind.order is not None for kind in reader.met.values()) >= 3
+
+
+def as_published(tree, names, convention, side):
+    """The image as the authors' own code makes it: their coordinates, their levels."""
+    line = np.linspace(-1, 1, side, dtype=np.float32)
+    if convention == "dws":
+        grid = np.stack(np.meshgrid(line, line), axis=-1)  # numpy's default: column first
+    else:
+        first, second = torch.meshgrid(*[torch.from_numpy(line)] * 2, indexing="ij")
+        grid = torch.stack([first, second], dim=-1).numpy()
+    h = torch.from_numpy(grid.reshape(-1, 2))
+    for name in names[:-1]:
+        h = torch.sin(30 * (h @ tree[f"{name}.weight"].T + tree[f"{name}.bias"]))
+    h = h @ tree[f"{names[-1]}.weight"].T + tree[f"{names[-1]}.bias"]
+    image = h.reshape(side, side, -1).permute(2, 0, 1)
+    return image + 0.5 if convention == "dws" else image * 0.5 + 0.5
+
+
+@pytest.mark.parametrize(("names", "convention"), [(NFN, "nfn"), (DWS, "dws")])
+def test_what_is_read_shows_the_published_image(tmp_path, names, convention):
+    from qemcli.signals import render
+
+    tree = OrderedDict((n, t / 8) for n, t in state(4, names).items())
+    name = {
+        "nfn": "siren_mnist_wts/randinit_smaller_7s/net4.pth",
+        "dws": "mnist-inrs/mnist_png_training_7_4/checkpoints/model_final.pth",
+    }[convention]
+    zoo = Zoo.open(pack({name: saved(tree)}, tmp_path, "zip"))
+    ((space, flat, _),) = zoo.load()
+    image = render(space, space.unflatten(flat))[0]
+    assert image.shape == (1, 28, 28)
+    assert torch.allclose(image, as_published(tree, names, convention, 28), atol=1e-4)
+    other = as_published(tree, names, "dws" if convention == "nfn" else "nfn", 28)
+    assert not torch.allclose(image, other, atol=0.05)
