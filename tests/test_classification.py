@@ -214,6 +214,8 @@ def test_what_is_no_such_siren_is_counted(run: Callable, trained: Path, tmp_path
     ran = run("classify", unknown, "-p", trained)
     assert ran.code == 3
     assert "not known: w0" in ran.err
+    stated = ("--w0", 30, "--convention", "nfn", "--json")
+    assert run("classify", unknown, "-p", trained, *stated).json["accuracy"] > 0.9
     wider = siren([2, 6, 4, 1], image=(1, 6, 6))
     other = write(tmp_path / "o", torch.zeros(3, wider.size), [0, 1, 2], space=wider)
     ran = run("classify", other, "-p", trained)

@@ -25,7 +25,8 @@ def classify(
     predictor: Name = None,
     where: options.Where = None,
     limit: options.Limit = None,
-    activation: options.Activation = None,
+    w0: options.W0 = None,
+    convention: options.Convention = None,
     batch_size: options.BatchSize = 256,
     device: options.DeviceOption = options.Device.auto,
     strict: options.Strict = False,
@@ -42,7 +43,7 @@ def classify(
     from qemcli import answering
     from qemcli.machine import steady
     from qemcli.predictors import Predictor
-    from qemcli.zoos.opening import open_zoo
+    from qemcli.zoos.opening import as_sirens, open_zoo
 
     sink = Sink(json, quiet, verbose)
     steady()
@@ -52,10 +53,10 @@ def classify(
         sink.note,
         where=where,
         limit=limit,
-        activation=activation,
         strict=strict,
         ships=EMBEDDED,
     )
+    opened = as_sirens(opened, w0, convention)
     with sink.progress("classifying", len(opened.index)) as advance:
         found = answering.answer(
             opened,
