@@ -13,7 +13,7 @@ import numpy as np
 
 from qemcli.errors import InputError, QemError
 from qemcli.formats._alike import Alike
-from qemcli.recognition import siren_of
+from qemcli.recognition import stated
 from qemcli.spaces import WeightSpace
 from qemcli.zoos import sources
 from qemcli.zoos.members import Member, Tree, first_names, tree
@@ -163,7 +163,7 @@ def _space(found: Found, reader: Alike, convention: str) -> WeightSpace:
         raise InputError(f"{found.path}: none of its {len(failed)} INRs can be read{first}")
     common = Counter(tuple(space.shapes.items()) for space in spaces).most_common(1)[0][0]
     space = next(space for space in spaces if tuple(space.shapes.items()) == common)
-    return siren_of(space, W0, convention, _image(found, space))
+    return stated(space, W0, convention).running(image=_image(found, space))
 
 
 def _image(found: Found, space: WeightSpace) -> tuple[int, int, int] | None:
