@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from qemcli.errors import UsageError
 from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.neurons import mean
+from qemcli.registry import suggest
 from qemcli.spaces import WeightSpace
 
 Axes = tuple[int, ...]  # hidden layers whose neurons a tensor runs over
@@ -31,6 +32,13 @@ Reduce = Callable[[Tensor, int], Tensor]
 
 REDUCTIONS: dict[str, Reduce] = {"mean": mean, "max": torch.amax}
 SETS = ("sets", "attention")
+
+
+def reducing(name: str) -> Reduce:
+    """The function of a name of REDUCTIONS; UsageError for another."""
+    if name not in REDUCTIONS:
+        raise UsageError(f"DWS has no reduction '{name}'", suggest(name, list(REDUCTIONS)))
+    return REDUCTIONS[name]
 
 
 def tensor_axes(space: WeightSpace) -> list[Axes]:
@@ -142,12 +150,9 @@ class DWSLayer(nn.Module):
     ) -> None:
         super().__init__()
         require_hidden(space, "a DWS layer")
-        if reduction not in REDUCTIONS or sets not in SETS:
-            raise UsageError(
-                f"DWS has no sets '{sets}' with reduction '{reduction}'",
-                f"choose {' or '.join(SETS)}, {' or '.join(REDUCTIONS)}",
-            )
-        self.space, self.reduce = space, REDUCTIONS[reduction]
+        if sets not in SETS:
+            raise UsageError(f"DWS has no maps '{sets}'", suggest(sets, [*SETS, "basis"]))
+        self.space, self.reduce = space, reducing(reduction)
         self.axes, free = tensor_axes(space), free_sizes(space)
         self.maps = nn.ModuleDict()
         for s, ours in enumerate(self.axes):
@@ -239,7 +244,7 @@ class FoldedPool(nn.Module):
     def __init__(self, space: WeightSpace, reduction: str) -> None:
         super().__init__()
         self.per_channel = sum(free_sizes(space))
-        self.reduce = REDUCTIONS[reduction]
+        self.reduce = reducing(reduction)
 
     def forward(self, features: Features) -> Tensor:
         parts = []
