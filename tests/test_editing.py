@@ -370,3 +370,30 @@ def test_verification_reads_the_editor_behind_the_picture() -> None:
     assert kinds["equivariance", "permutation"]
     assert kinds["invariance", "sign"] is False
     assert next(r for r in report.rows if r["kind"] == "leak")["max_error"] > 1e-6
+
+
+def test_a_comparison_shares_its_configuration_and_has_one_edit(tmp_path: Path) -> None:
+    from qemcli import comparison
+
+    path = tmp_path / "compare.toml"
+    designs = '[[design]]\narchitecture = "nfn"\nconfig = { expand = 4 }\n'
+    path.write_text(f'task = "editing"\n[config]\nedit = "dilate"\n{designs}')
+    plan = comparison.load(path)
+    assert plan.edit == "dilate"
+    assert plan.designs[0].config == {"edit": "dilate", "expand": 4}
+    more = '[[design]]\narchitecture = "nfn"\nconfig = { edit = "erode" }\n'
+    path.write_text(f'task = "editing"\n[config]\nedit = "dilate"\n{designs}{more}')
+    with pytest.raises(UsageError, match="different edits"):
+        _ = comparison.load(path).edit
+
+
+@pytest.mark.parametrize("name", ["dilate-mnist", "contrast-fashion"])
+def test_recipes_of_the_shipped_editors_build_what_they_say(name: str) -> None:
+    from qemcli import recipes
+
+    plan = recipes.load(recipes.find(name, "training", "train.toml"))
+    space = siren([2, 32, 32, 1], convention="dws", image=(1, 28, 28))
+    model = plan.design.build(space)
+    assert plan.task == "editing"
+    assert sum(p.numel() for p in model.parameters()) * 4 < 3e6
+    assert name.startswith(plan.design.edit.split(":")[0])
