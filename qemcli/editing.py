@@ -55,9 +55,30 @@ def edit_zoo(
     else of what the network shows now. Errors are those of the networks as they are stored. Raises
     InputError before anything is written where none of the networks can be edited.
     """
-    refused = _refused(zoo, way)
+    failed = _refused(zoo, way)
     store = Store(folder, resume, _recipe(zoo, edit, way, truth))
-    failed, block = list(refused), 0
+    try:
+        blocks, bad = _written(store, zoo, edit, way, truth, advance)
+        failed += [*bad, *zoo.failures]  # read last: files may break between opening and loading
+        if not blocks:
+            raise InputError(f"none of {len(zoo)} networks can be edited: {failed[0]['reason']}")
+    except InputError:
+        store.abandon()
+        raise
+    return _finished(store, zoo, edit, way, truth, blocks, failed)
+
+
+def _written(
+    store: Store,
+    zoo: Zoo,
+    edit: Edit,
+    way: Way,
+    truth: Truth | None,
+    advance: Callable[[int], None],
+) -> tuple[int, list[dict[str, Any]]]:
+    """Write the blocks that are not there yet; how many there are, and the networks left out."""
+    failed: list[dict[str, Any]] = []
+    block = 0
     for space, flat, positions in zoo.batches(CHUNK):
         if way.refusal(space):
             continue
@@ -71,8 +92,7 @@ def edit_zoo(
                 store.write(block, *_block(*job, edit, way, truth))
             block += 1
         advance(len(table))
-    failed += zoo.failures
-    return _finished(store, zoo, edit, way, truth, block, failed)
+    return block, failed
 
 
 def _refused(zoo: Zoo, way: Way) -> list[dict[str, Any]]:
@@ -161,9 +181,6 @@ def _finished(
     blocks: int,
     failed: list[dict[str, Any]],
 ) -> Edits:
-    if not blocks:
-        store.abandon()
-        raise InputError(f"none of {len(zoo)} networks can be edited: {failed[0]['reason']}")
     provenance = {"qem": __version__, "source": zoo.name, "edit": str(edit), "by": repr(way)}
     about = {"name": f"{zoo.name}-{edit.name}", "licence": zoo.record.get("licence")}
     table = store.finish(blocks, {**about, "provenance": provenance})

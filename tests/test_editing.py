@@ -300,7 +300,7 @@ def test_preview_and_true_pictures(run, tmp_path: Path) -> None:
     ran = run("edit", plain, "--refit", "--source", "digits", "--out", "third")
     assert ran.code == 3
     assert "no column 'image'" in ran.err
-    assert not Path("third/index.parquet").exists()
+    assert not Path("third").exists()
 
 
 def test_editors_are_asked_for_what_they_were_trained_for(run, zoo: Path, editor: Path) -> None:

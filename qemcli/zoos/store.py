@@ -121,9 +121,10 @@ class Store:
         beside(self._part(block), lambda p: table.to_parquet(p, index=False))
 
     def abandon(self) -> None:
-        """Take back a zoo of which no block was written: the folder is gone again."""
-        (self.folder / "recipe.json").unlink(missing_ok=True)
-        self.folder.rmdir()
+        """Take back a zoo of which no block was written; one that has some is kept to go on."""
+        if not (self.folder / "weights").exists():
+            (self.folder / "recipe.json").unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def finish(self, blocks: int, about: dict[str, Any]) -> pandas.DataFrame:
         """Write zoo.json, then join the parts into index.parquet, with which the zoo is whole; a
