@@ -81,41 +81,29 @@ class Config:
     expand: int = 1
 
 
+_LARGE = "large row of the quasi paper"
 _TABLE = "table of the CNN zoo, arXiv:2409.11697"
-_INR = "table of the INRs, arXiv:2409.11697"
-_MNIST = Config(
-    (64, 64, 1),
-    head=1000,
-    dropout=0.1,
-    pool="means",
-    odd="sin",
-    reader="hnp",
-    fourier=128,
-    outputs=10,
-)
+_MNIST = Config((64, 64, 1), 1000, 0.1, "means", odd="sin", reader="hnp", fourier=128, outputs=10)
 _FASHION = replace(_MNIST, head=500, dropout=0.0, head_dropout=0.5, fourier_scale=10.0)
 _CIFAR = replace(_FASHION, channels=(16, 16, 1), head=1000, reader="np", io_code=(10, 6))
-_SMALL = Config(
-    (8, 8),
-    64,
-    pool="means",
-    even="products",
-    scaled=True,
-    reader="hnp-full",
-    reader_channels=(16, 16),
-    outputs=10,
-)
-_LARGE = "large row of the quasi paper"
-_TUNED = (128, 128, 1)
+_SMALL = Config((8, 8), 64, 0.0, "means", even="products", scaled=True, outputs=10)
+_SMALL = replace(_SMALL, reader="hnp-full", reader_channels=(16, 16))
+
+
+def _inr(data: str, config: Config, count: int, tuned: tuple[int, ...] = ()) -> Preset:
+    """A published classifier of INRs, or the tuned one of the quasi paper."""
+    source = _LARGE if tuned else "table of the INRs, arXiv:2409.11697"
+    config = replace(config, channels=tuned or config.channels)
+    return Preset(config, count, source, f"siren-{data}")
+
+
 PRESETS = {
     "monomial-nfn": Preset(Config(), 254_619, _TABLE),
     "monomial-nfn-floor": Preset(
         Config(pool="published"), 254_619, f"{_TABLE}; with its 1e-12 floor"
     ),
     "monomial-nfn-large": Preset(
-        Config(channels=(20, 20, 10)),
-        429_421,
-        "large row of the quasi paper; its table says [20, 20, 5]",
+        Config((20, 20, 10)), 429_421, f"{_LARGE}; its table: [20, 20, 5]"
     ),
     "monomial-nfn-released": Preset(
         Config(quasi="released"), 264_525, "the quasi layer of the paper's released code"
@@ -132,38 +120,21 @@ PRESETS = {
     "monomial-nfn-sign": Preset(
         Config(pool="means"), None, "ours: every sign map, means", "cnn-zoo-tanh"
     ),
-    "monomial-nfn-inr-mnist": Preset(_MNIST, 22_146_603, _INR, "siren-mnist"),
-    "monomial-nfn-inr-fashion": Preset(_FASHION, 20_494_603, _INR, "siren-fashion"),
-    "monomial-nfn-inr-cifar": Preset(_CIFAR, 16_248_045, _INR, "siren-cifar"),
-    "monomial-nfn-inr-mnist-large": Preset(
-        replace(_MNIST, channels=_TUNED), 22_332_971, _LARGE, "siren-mnist"
-    ),
-    "monomial-nfn-inr-fashion-large": Preset(
-        replace(_FASHION, channels=_TUNED), 20_680_971, _LARGE, "siren-fashion"
-    ),
-    "monomial-nfn-inr-cifar-large": Preset(
-        replace(_CIFAR, channels=(64, 64, 1)), 16_386_093, _LARGE, "siren-cifar"
-    ),
+    "monomial-nfn-inr-mnist": _inr("mnist", _MNIST, 22_146_603),
+    "monomial-nfn-inr-fashion": _inr("fashion", _FASHION, 20_494_603),
+    "monomial-nfn-inr-cifar": _inr("cifar", _CIFAR, 16_248_045),
+    "monomial-nfn-inr-mnist-large": _inr("mnist", _MNIST, 22_332_971, (128, 128, 1)),
+    "monomial-nfn-inr-fashion-large": _inr("fashion", _FASHION, 20_680_971, (128, 128, 1)),
+    "monomial-nfn-inr-cifar-large": _inr("cifar", _CIFAR, 16_386_093, (64, 64, 1)),
     "monomial-nfn-inr-paper": Preset(
-        replace(_MNIST, quasi="paper"),
-        None,
-        "the quasi paper's text, its gated unit",
-        "siren-mnist",
+        replace(_MNIST, quasi="paper"), None, "the quasi paper's gated unit", "siren-mnist"
     ),
     "monomial-nfn-inr-small": Preset(
         _SMALL, None, "ours: exactly invariant to signs, what two cores train", "siren-mnist"
     ),
 }
-_EDIT = Config(
-    (16, 1),
-    pool="means",
-    odd="identity",
-    even="none",
-    reader="np",
-    reader_channels=(128, 128, 128),
-    fourier=128,
-    io_code=(3, 3),
-)
+_EDIT = Config((16, 1), odd="identity", even="none", reader="np", fourier=128, io_code=(3, 3))
+_EDIT = replace(_EDIT, pool="means", reader_channels=(128, 128, 128))
 _STYLE = "editing of INRs, arXiv:2409.11697; loses the signs"
 EDITORS = {
     "monomial-nfn-edit-mnist": Preset(_EDIT, 4_134_153, _STYLE, "siren-mnist"),
