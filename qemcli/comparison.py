@@ -172,9 +172,9 @@ def run(
     rows = {n: Rows(carried(trial.design, s.space, s.flat), s.target) for n, s in learn.items()}
     if calibrate := getattr(model, "calibrate", None):
         calibrate(sample.space.unflatten(rows["train"].flat))
-    start = time.perf_counter()
+    start = time.process_time()
     Run(model, sample.space, task, trial.schedule, trial.seed).fit(rows["train"], rows["val"])
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     predictor = Predictor(
         trial.name, sample.space, trial.design, plan.task, model, classes=sample.classes
     )
@@ -185,9 +185,9 @@ def _measured(
     trial: Trial, plan: Comparison, predictor: Predictor, test: Sample, seconds: float
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     task = registry.load("tasks", plan.task)
-    start = time.perf_counter()
+    start = time.process_time()
     answers = predictor.predict(test.flat)
-    per_network = (time.perf_counter() - start) / len(test)
+    per_network = (time.process_time() - start) / len(test)
     prediction, label_ = scored(task, answers, test.target)
     predictions = {"none": prediction}
     for scales in dict.fromkeys((*plan.ranges, *filter(None, [trial.augment]))):
