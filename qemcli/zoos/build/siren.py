@@ -27,7 +27,7 @@ from qemcli.spaces import WeightSpace
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as torch has them
 TURN = 2 * math.pi
-CACHE = 400_000  # numbers of one layer that stay in cache: 16 networks of 32 neurons at 28 x 28
+CACHE = 600_000  # numbers of one layer that stay in cache: 23 networks of 32 neurons at 28 x 28
 CUDA = 1 << 28  # numbers of one layer on a CUDA device: 1 GB
 # sin(TURN t) = S C and cos(TURN t) = 1 - S S / 2, where S = 2 sin(pi t), C = cos(pi t), |t| <= 1/2,
 # as polynomials in t t (S without its factor t): Chebyshev interpolation, errors 1.3e-8, 4.7e-8.
