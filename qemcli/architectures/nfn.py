@@ -82,7 +82,7 @@ PRESETS = {
         replace(_HNP, linear="np", io_code=(10, 6)), 16_237_866, _INR, "siren-cifar"
     ),
     "hnp-inr-small": Preset(
-        Config((16, 16, 16), "hnp-full", head=64, fourier=8, fourier_scale=1.0, outputs=10),
+        Config((16, 16, 16), "hnp-full", head=64, standardised=True, outputs=10),
         None,
         "ours: what two cores train",
         "siren-mnist",
@@ -97,7 +97,7 @@ EDITORS = {
     "np-edit-mnist": Preset(_CODED, 4_133_656, _STYLE, "siren-mnist"),
     "np-edit-cifar": Preset(_CODED, 4_133_656, _STYLE, "siren-cifar"),
     "hnp-edit-small": Preset(
-        Config((16, 16), "hnp-full", standardised=True, fourier=8, fourier_scale=1.0),
+        Config((16, 16), "hnp-full", standardised=True),
         None,
         "ours: what two cores train",
         "siren-mnist",
