@@ -273,3 +273,20 @@ def test_failed_writing_leaves_the_old_picture(run, mixed, tmp_path, monkeypatch
     assert result.code == 5
     assert out.read_bytes() == b"old"
     assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == '["a.png", "mixed"]'
+
+
+def test_what_the_caller_says_holds_for_the_sirens_of_a_folder_alone(run, tmp_path):
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    raw(folder / "a.pth")
+    raw(folder / "b.pth", "seq.{}")
+    relu = torch.load(folder / "b.pth")
+    save_file(relu, folder / "c.safetensors", {"activation": "relu"})
+    arguments = ("render", folder, "--size", "6x6", "--json")
+    assert run(*arguments).code == 3
+    result = run(*arguments, "--w0", "30", "--convention", "dws")
+    assert result.code == 4
+    assert [row["checkpoint"] for row in result.json["rows"]] == ["a.pth", "b.pth"]
+    (failed,) = result.json["failed"]
+    assert failed["checkpoint"] == "c.safetensors"
+    assert "network with relu" in failed["reason"]
