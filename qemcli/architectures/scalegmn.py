@@ -26,15 +26,11 @@ from qemcli.layers.scale_graph import (
     PERMUTATION,
     SCALE,
     SIGN,
-    EndsReadout,
-    Graph,
-    GraphReadout,
-    OutputsReadout,
-    PlainReadout,
     ScaleEntry,
     ScaleLayer,
-    Symmetry,
+    ScaleStack,
 )
+from qemcli.layers.scale_readouts import EndsReadout, GraphReadout, OutputsReadout, PlainReadout
 from qemcli.registry import suggest
 from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
 
@@ -155,59 +151,6 @@ EDITORS = {
 }  # fmt: skip
 
 
-class Backbone(nn.Module):
-    """Networks -> nodes and edges after every layer; the last writes `writes` channels on nodes,
-    and on edges as many for every tap (0: the edges are left out there).
-    """
-
-    def __init__(self, space: WeightSpace, config: Config, writes: int = 0) -> None:
-        super().__init__()
-        require_hidden(space, "ScaleGMN")
-        self.config = config
-        symmetry, style = _symmetry(space, config), style_of(space, config)
-        both, c = config.direction == "both", config.channels
-        self.entry = ScaleEntry(space, c, symmetry, both, config.edge_codes)
-        codes = c if config.inner_codes else 0
-        edges = writes * Windows(space).largest
-        last = config.layers - 1
-        self.layers = nn.ModuleList(
-            ScaleLayer(
-                c,
-                (writes or c) if i == last else c,
-                edges if i == last else c,
-                replace(symmetry, two=False) if i == last else symmetry,  # above: read no more
-                style,
-                both,
-                codes,
-            )
-            for i in range(config.layers)
-        )
-        skips = (last if writes else config.layers) if config.skip else 0
-        self.skips = nn.ModuleList(nn.Linear(c, c, bias=False) for _ in range(skips))
-        self.dropout = nn.Dropout(config.dropout)
-        self.writes = writes
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Divide by one size a tensor from now on, where `standardised`."""
-        if self.config.standardised:
-            self.entry.calibrate(w)
-
-    def forward(self, w: Mapping[str, Tensor]) -> list[Graph]:
-        graph = self.entry(w)
-        codes = self.entry.node_codes() if self.config.inner_codes else None
-        steps = [graph]
-        for i, layer in enumerate(self.layers):
-            before, graph = graph.nodes, layer(graph, codes)
-            if i < len(self.skips):
-                skip = self.skips[i]
-                pairs = zip(graph.nodes, before, strict=True)
-                graph.nodes = [x + skip(old) for x, old in pairs]
-            if not (self.writes and i == len(self.layers) - 1):
-                graph.nodes = [self.dropout(x) for x in graph.nodes]
-            steps.append(graph)
-        return steps
-
-
 class Model(nn.Module):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
@@ -216,7 +159,7 @@ class Model(nn.Module):
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
-        self.backbone = Backbone(space, config)
+        self.backbone = _backbone(space, config)
         style = style_of(space, config)
         self.readout = _readout(space, config)(space, config.channels, config.outputs, style)
 
@@ -226,7 +169,8 @@ class Model(nn.Module):
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Standardise by the training set, where the configuration says so."""
-        self.backbone.calibrate(w)
+        if self.config.standardised:
+            self.backbone.entry.calibrate(w)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""
@@ -252,7 +196,7 @@ class Editor(nn.Module):
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
-        self.backbone = Backbone(space, config, config.expand)
+        self.backbone = _backbone(space, config, config.expand)
         self.windows, self.out = Windows(space), Deltas(space)
 
     def claims(self, space: WeightSpace) -> set[str]:
@@ -261,7 +205,8 @@ class Editor(nn.Module):
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Standardise by the training set, where the configuration says so."""
-        self.backbone.calibrate(w)
+        if self.config.standardised:
+            self.backbone.entry.calibrate(w)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""
@@ -305,11 +250,22 @@ def resolved(space: WeightSpace, config: Config) -> str:
     )
 
 
-def _symmetry(space: WeightSpace, config: Config) -> Symmetry:
+def _backbone(space: WeightSpace, config: Config, writes: int = 0) -> ScaleStack:
+    """`writes`: what the last layer writes on nodes, and on edges for every tap (0: as many
+    channels on nodes as before, and no edges)."""
+    require_hidden(space, "ScaleGMN")
     if config.direction not in DIRECTIONS:
         hint = suggest(config.direction, list(DIRECTIONS))
         raise UsageError(f"scalegmn has no direction '{config.direction}'", hint)
-    return SYMMETRIES[resolved(space, config)]
+    symmetry, style = SYMMETRIES[resolved(space, config)], style_of(space, config)
+    both, c, inner = config.direction == "both", config.channels, config.layers - 1
+    codes, edges = c if config.inner_codes else 0, writes * Windows(space).largest
+    layers = [ScaleLayer(c, c, c, symmetry, style, both, codes) for _ in range(inner)]
+    last = replace(symmetry, two=False)  # its edges from above are read no more
+    layers.append(ScaleLayer(c, writes or c, edges, last, style, both, codes))
+    entry = ScaleEntry(space, c, symmetry, both, config.edge_codes)
+    skips = (inner if writes else config.layers) if config.skip else 0
+    return ScaleStack(entry, layers, skips, config.inner_codes, config.dropout, bool(writes))
 
 
 def style_of(space: WeightSpace, config: Config) -> blocks.Style:

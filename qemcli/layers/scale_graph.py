@@ -1,4 +1,4 @@
-"""ScaleGMN's way through a network: entry, layers of messages one way or both, and readouts.
+"""ScaleGMN's way through a network: entry, and layers of messages one way or both.
 
     x_i <- U([x_i, sum_j message(j -> i) from below (, and from above)])      e_ij <- E(e_ij, x)
 
@@ -9,7 +9,7 @@ signs, for positive scales a second set of edges. Source: arXiv:2406.10685.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,6 @@ from qemcli.layers.scale_equivariant import (
     PlainMessage,
     ScaleEdge,
     ScaleEq,
-    ScaleInv,
     ScaleMessage,
     Style,
 )
@@ -223,57 +222,40 @@ class ScaleLayer(nn.Module):
         return Graph(updated, edges, above)
 
 
-class OutputsReadout(nn.Module):
-    """An MLP of the output neurons: what is left after messages from below."""
+class ScaleStack(nn.Module):
+    """Networks -> the graph after the entry and after every layer.
 
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
-        super().__init__()
-        self.head = style.perceptron(space.widths[-1] * channels, outputs)
-
-    def forward(self, nodes: list[Tensor]) -> Tensor:
-        return self.head(nodes[-1].flatten(1))
-
-
-class EndsReadout(nn.Module):
-    """Linear of the inputs beside Linear of the outputs, then an MLP: after messages both ways."""
-
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
-        super().__init__()
-        self.first = nn.Linear(space.widths[0] * channels, channels)
-        self.last = nn.Linear(space.widths[-1] * channels, channels)
-        self.head = style.perceptron(2 * channels, outputs)
-
-    def forward(self, nodes: list[Tensor]) -> Tensor:
-        return self.head(self.last(nodes[-1].flatten(1)), self.first(nodes[0].flatten(1)))
-
-
-class GraphReadout(nn.Module):
-    """The sum over hidden neurons of an invariant, beside every input and output; then an MLP.
-
-    The published module has the map of the ends, with its parameters, and does not call it.
+    `skips` linear skips around the first layers; `inner_codes`: messages and updates read the
+    codes; dropout on nodes, and where `bare` not behind the last layer, whose nodes are deltas.
     """
 
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+    def __init__(
+        self,
+        entry: ScaleEntry,
+        layers: Sequence[ScaleLayer],
+        skips: int,
+        inner_codes: bool,
+        dropout: float,
+        bare: bool,
+    ) -> None:
         super().__init__()
-        self.ends = style.perceptron(channels, style.width)
-        self.hidden = ScaleInv(channels, style.width, style)
-        count = 1 + space.widths[0] + space.widths[-1]
-        self.head = style.perceptron(count * style.width, outputs)
+        c = entry.codes.shape[1]
+        self.entry, self.layers = entry, nn.ModuleList(layers)
+        self.skips = nn.ModuleList(nn.Linear(c, c, bias=False) for _ in range(skips))
+        self.inner_codes, self.dropout = inner_codes, nn.Dropout(dropout)
+        self.dropped = len(layers) - bare
 
-    def forward(self, nodes: list[Tensor]) -> Tensor:
-        first, *hidden, last = nodes
-        total = self.hidden(torch.cat(hidden, dim=1)).sum(1)
-        ends = self.ends(torch.cat([first, last], dim=1)).flatten(1)
-        return self.head(total, ends)
-
-
-class PlainReadout(nn.Module):
-    """An MLP of the sum over all neurons of an MLP (GMN)."""
-
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
-        super().__init__()
-        self.local = style.perceptron(channels, style.width)
-        self.head = style.perceptron(style.width, outputs)
-
-    def forward(self, nodes: list[Tensor]) -> Tensor:
-        return self.head(self.local(torch.cat(nodes, dim=1)).sum(1))
+    def forward(self, w: Mapping[str, Tensor]) -> list[Graph]:
+        graph = self.entry(w)
+        codes = self.entry.node_codes() if self.inner_codes else None
+        steps = [graph]
+        for i, layer in enumerate(self.layers):
+            before, graph = graph.nodes, layer(graph, codes)
+            if i < len(self.skips):
+                skip = self.skips[i]
+                pairs = zip(graph.nodes, before, strict=True)
+                graph.nodes = [x + skip(old) for x, old in pairs]
+            if i < self.dropped:
+                graph.nodes = [self.dropout(x) for x in graph.nodes]
+            steps.append(graph)
+        return steps
