@@ -50,7 +50,7 @@ class Config:
     expand: int = 1
 
 
-_SMALL = Config(16, 1, 2, 2, 8, 1.0, head=64, standardised=True, outputs=10)
+_SMALL = Config(16, 1, 2, 2, 8, 0.2, head=64, standardised=True, outputs=10)
 PRESETS = {
     "nft": Preset(
         Config(256, dropout=0.1, outputs=10),
