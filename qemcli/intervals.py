@@ -44,7 +44,8 @@ def paired(
     """(difference, low, high): metric of `ours` minus that of `theirs`, averaged over seeds.
 
     `ours` and `theirs` are (seeds, n) predictions of the same networks; both the seeds and the
-    networks are resampled, so the interval speaks of new seeds and new networks.
+    networks are resampled, so the interval speaks of new seeds and new networks. NaN where the
+    metric of some run is no number (tau of a constant answer).
     """
     seeds = len(ours)
 
@@ -61,5 +62,7 @@ def paired(
         pick = rng.integers(seeds, size=seeds)
         return difference(ours[pick], theirs[pick], rows)
 
-    low, high = _bootstrap(resampled, len(label), seed, resamples)
-    return difference(ours, theirs, np.arange(len(label))), low, high
+    found = difference(ours, theirs, np.arange(len(label)))
+    if np.isnan(found):
+        return found, found, found
+    return found, *_bootstrap(resampled, len(label), seed, resamples)

@@ -41,3 +41,9 @@ def test_score_of_a_constant_is_nan_not_zero() -> None:
 def test_score_leaves_out_what_has_no_label() -> None:
     label = np.array([0.1, np.nan, 0.3, 0.4])
     assert score(np.array([0.1, 9.0, 0.3, 0.4]), label)["mae"] == 0
+
+
+def test_paired_difference_to_a_constant_answer_is_no_number() -> None:
+    label = np.linspace(0, 1, 30)
+    ours, theirs = np.zeros((2, 30)), np.tile(label, (2, 1))
+    assert np.isnan(paired(tau, ours, theirs, label)).all()
