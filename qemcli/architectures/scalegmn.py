@@ -135,15 +135,21 @@ PRESETS = {
 _EDIT = Config(
     128, 128, 10, "sign", ends_apart=True, dropout=0.1, inner_dropout=0.1, standardised=False
 )
+_GMN = replace(_EDIT, symmetry="permutation", direction="both", inner_dropout=0.0)
+_OCE = "arXiv:2602.01083, with the code of arXiv:2406.10685; from above the updated edges are read"
 EDITORS = {
     "scalegmn-edit": Preset(_EDIT, 4_002_058, _PAPER, "siren-mnist"),
     "scalegmn-b-edit": Preset(
         replace(_EDIT, direction="both", ends_apart=False, inner_dropout=0.0), 4_821_385, _BOTH,
         "siren-mnist",
     ),
-    "gmn-edit": Preset(
-        replace(_EDIT, symmetry="permutation", direction="both", inner_dropout=0.0), 2_429_832,
-        f"arXiv:2602.01083, k = 1; the {_BOTH}", "siren-mnist",
+    "gmn-edit": Preset(_GMN, 2_429_832, f"{_OCE}, without branches", "siren-mnist"),
+    "gmn-oce-1": Preset(
+        replace(_GMN, channels=127, width=127), 2_392_180, f"{_OCE}, k = 1", "siren-mnist"
+    ),
+    "gmn-oce-8": Preset(
+        replace(_GMN, channels=127, width=127, expand=8), None,
+        f"{_OCE}, k = 8 (its count is not known)", "siren-mnist",
     ),
     "scalegmn-edit-small": Preset(
         Config(16, 16, direction="both"), None, "ours: what two cores train", "siren-mnist"
