@@ -73,10 +73,12 @@ class EdgeUpdate(nn.Module):
         self.target = nn.Linear(channels, channels)
         self.outer = nn.Linear(channels, channels)
 
-    def forward(self, edges: Sequence[Tensor], x: Tensor, widths: list[int]) -> list[Tensor]:
-        """edges: Linear e, its bias included, by target block."""
+    def forward(
+        self, edges: Sequence[Tensor], bias: Tensor, x: Tensor, widths: list[int]
+    ) -> list[Tensor]:
+        """edges: Linear e by target block, its bias apart: that is added once a node."""
         joined = torch.cat([self.target.weight, self.source.weight])
-        bias = torch.cat([self.target.bias, self.source.bias])
+        bias = torch.cat([self.target.bias + bias, self.source.bias])
         target, source = F.linear(x, joined, bias).chunk(2, dim=-1)
         pairs = zip(edges, target.split(widths, 1), sources(source.split(widths, 1)), strict=True)
         return [F.silu((e + t[:, :, None]).add_(s[:, None])) for e, t, s in pairs]
@@ -129,46 +131,49 @@ class GNN(nn.Module):
         updates = [update for update in self.updates if isinstance(update, EdgeUpdate)]
         inner: list[Tensor] = []
         for i, convolution in enumerate(m for m in self.convolutions if isinstance(m, PNA)):
-            reads: list[nn.Linear] = [convolution.encoder, *(u.edge for u in updates[i : i + 1])]
-            if i == 0:
-                seen = [blocks(*self.entry.edges(entries, m.weight, m.bias)) for m in reads]
-            else:
+            maps = [convolution.encoder, *(u.edge for u in updates[i : i + 1])]
+            weights: list[Tensor] = [m.weight for m in maps]
+            biases: list[Tensor] = [m.bias for m in maps]
+            if i > 0:
                 outer = updates[i - 1].outer
-                maps = [(m.weight @ outer.weight, m.weight @ outer.bias + m.bias) for m in reads]
-                seen = mapped(inner, maps)
+                biases = [w @ outer.bias + b for w, b in zip(weights, biases, strict=True)]
+                weights = [w @ outer.weight for w in weights]
+            if i == 0:
+                none = [biases[0], *(torch.zeros_like(b) for b in biases[1:])]
+                pairs = zip(weights, none, strict=True)
+                seen = [blocks(*self.entry.edges(entries, *pair)) for pair in pairs]
+            else:
+                seen = mapped(inner, weights, biases[0])
             x = convolution(x, seen[0])
             if i < len(updates):
                 x = self.dropout(F.silu(self.norms[i](x)))
-                inner = updates[i](seen[1], x, self.widths)
+                inner = updates[i](seen[1], biases[1], x, self.widths)
             yield x, inner
 
 
-def mapped(edges: list[Tensor], maps: list[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
-    """The edges through one affine map, or through each of two."""
-    (weight, bias), *more = maps
-    if not more:
-        return [[F.linear(e, weight, bias) for e in edges]]
-    pairs = [_Maps.apply(e, weight, bias, *more[0]) for e in edges]
-    return [list(blocks) for blocks in zip(*pairs, strict=True)]
+def mapped(edges: list[Tensor], weights: list[Tensor], bias: Tensor) -> list[list[Tensor]]:
+    """The edges through an affine map, and through a linear one where there is a second weight."""
+    if len(weights) == 1:
+        return [[F.linear(e, weights[0], bias) for e in edges]]
+    pairs = [_Maps.apply(e, weights[0], bias, weights[1]) for e in edges]
+    return [list(found) for found in zip(*pairs, strict=True)]
 
 
 class _Maps(torch.autograd.Function):
     """Two Linears of the same rows, whose gradients meet in one product that is added to."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, a: Tensor, p: Tensor, b: Tensor, q: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, a: Tensor, bias: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, a, b)
-        return F.linear(x, a, p), F.linear(x, b, q)
+        return F.linear(x, a, bias), F.linear(x, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, left: Tensor, right: Tensor) -> tuple[Tensor, ...]:
         x, a, b = ctx.saved_tensors
         rows, left, right = x.flatten(0, -2), left.flatten(0, -2), right.flatten(0, -2)
-        found = torch.addmm(left @ a, right, b)
-        return found.view_as(x), left.T @ rows, left.sum(0), right.T @ rows, right.sum(0)
+        found = (left @ a).addmm_(right, b)
+        return found.view_as(x), left.T @ rows, left.sum(0), right.T @ rows
 
 
 def aggregate(modulation: Tensor, p: Tensor, q: Tensor) -> Tensor:

@@ -229,11 +229,11 @@ def test_joined_maps_have_the_gradients_of_two_linears(rng):
     def draw(*shape):
         return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_()
 
-    inputs = draw(2, 3, 4, 5), draw(6, 5), draw(6), draw(3, 5), draw(3)
-    x, *maps = inputs
+    inputs = draw(2, 3, 4, 5), draw(6, 5), draw(6), draw(3, 5)
+    x, a, bias, b = inputs
     upstream = [draw(2, 3, 4, n).detach() for n in (6, 3)]
-    found = [y[0] for y in mapped([x], [(maps[0], maps[1]), (maps[2], maps[3])])]
-    wanted = [F.linear(x, *maps[:2]), F.linear(x, *maps[2:])]
+    found = [y[0] for y in mapped([x], [a, b], bias)]
+    wanted = [F.linear(x, a, bias), F.linear(x, b)]
     pairs = [*zip(found, wanted, strict=True)]
     grads = [torch.autograd.grad(y, inputs, upstream) for y in (found, wanted)]
     pairs += zip(*grads, strict=True)
