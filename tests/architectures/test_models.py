@@ -185,12 +185,29 @@ def test_means_under_scales_are_refused():
         monomial_nfn.Model(mlp([2, 3, 2]), monomial_nfn.Config(pool="means"))
 
 
-@pytest.mark.parametrize("architecture", ["statnn", "flat_mlp"])
 @pytest.mark.parametrize("mode", ["paper", "released", "exact"])
-def test_architectures_without_an_equivariant_layer_refuse_quasi_modes(architecture, mode):
+def test_architectures_without_an_equivariant_layer_refuse_quasi_modes(mode):
     with pytest.raises(UsageError) as caught:
-        Design(architecture, mode).build(mlp([2, 3, 2]))
+        Design("flat_mlp", mode).build(mlp([2, 3, 2]))
     assert "balanced" in caught.value.hint
+
+
+@pytest.mark.parametrize("mode", ["paper", "released", "exact"])
+def test_statnn_reads_what_a_quasi_layer_makes(mode, rng):
+    space = SPACES["pool"]
+    plain, changed = (
+        randomise(statnn.Model(space, statnn.Config(head=16, quasi=m, eps=0.5)).double())
+        for m in ("none", mode)
+    )
+    changed.head.load_state_dict(plain.head.state_dict())
+    with torch.no_grad():
+        changed.quasi.eps.rho.fill_(0.5)
+    w = draw_weights(space, 16, rng)
+    assert (changed(w) - plain(w)).abs().max() > 1e-4 * plain(w).std()
+    g = groups.sample("permutation", space, 16, rng)
+    error = (changed(groups.act(g, space, w)) - changed(w)).abs().max() / changed(w).std()
+    assert (error < 1e-10) == (mode == "exact")
+    assert changed.claims(space) == ({"permutation"} if mode == "exact" else set())
 
 
 @pytest.mark.parametrize("module", [statnn, flat_mlp, nfn])
