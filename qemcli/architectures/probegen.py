@@ -38,6 +38,7 @@ from qemcli.registry import suggest
 from qemcli.spaces import WeightSpace
 
 MAKERS = ("generated", "free")
+CHUNK = 512  # networks of the training set that answer at a time
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ class Model(nn.Module):
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants from the training set's answers to the probes as they start."""
-        with torch.no_grad():
-            self.scale.fit(self._answers(w))
+        starts = range(0, batch_of(w), CHUNK)
+        with torch.no_grad(), self.jitter.still():
+            parts = [self._answers({k: v[i : i + CHUNK] for k, v in w.items()}) for i in starts]
+        self.scale.fit(torch.cat(parts))
 
     def _answers(self, w: Mapping[str, Tensor]) -> Tensor:
         """(b, numbers): what the networks say to the probes."""

@@ -86,7 +86,8 @@ class Model(nn.Module):
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set mean and std of the training set's pictures, one pair a channel."""
-        self.scale.fit(self._values(w).flatten(0, 1))
+        with self.jitter.still():
+            self.scale.fit(self._values(w).flatten(0, 1))
 
     @torch.no_grad()
     def _values(self, w: Mapping[str, Tensor]) -> Tensor:

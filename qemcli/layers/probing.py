@@ -6,7 +6,8 @@ of an orbit apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,16 @@ class Jitter(nn.Module):
     def __init__(self, size: float) -> None:
         super().__init__()
         self.size = size
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The identity for a while: constants of a training set are not drawn."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
     def forward(self, batch: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """(maps (b, inputs, inputs), shifts (b, 1, inputs)) in the dtype of `like` (p, inputs)."""

@@ -108,6 +108,12 @@ def test_jitter_is_alive_in_training_only(rng):
         assert torch.equal(model(w), model(w))
         model.train()
         assert not torch.equal(model(w), model(w))
+        constants = []
+        for _ in range(2):  # are not drawn, and leave training as it was
+            model.calibrate(w)
+            constants.append(model.scale.mean.clone())
+        assert torch.equal(*constants)
+        assert model.jitter.training
 
 
 def test_gradients_reach_the_probes(rng):
