@@ -14,7 +14,7 @@ import torch
 from qemcli import groups, registry
 from qemcli.errors import InputError, UsageError
 from qemcli.intervals import interval
-from qemcli.predictors import Predictor
+from qemcli.predictors import Predictor, run_alike
 from qemcli.samples import Sample, gather, scored
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]
         raise InputError(
             f"'{predictor.name}' reads {theirs}; the zoo holds {sample.space.family} "
             f"{sample.space.widths} {sample.space.activation}"
+            f"{'' if run_alike(predictor.space, sample.space) else ', run in another way'}"
         )
     rows = []
     for name, networks in moved(sample, plan):

@@ -172,7 +172,7 @@ class Predictor:
     def reads(self, space: WeightSpace) -> bool:
         """True where networks of this weight space are what the predictor was trained on."""
         same = space.activation is None or space.activation == self.space.activation
-        return self.space.fits(space) and same
+        return self.space.fits(space) and same and run_alike(self.space, space)
 
     def save(self, folder: Path) -> Path:
         """Write predictor.safetensors into `folder`, beside and renamed; returns the file."""
@@ -224,6 +224,14 @@ class Predictor:
         provenance = json.loads(header.get("qem.provenance", "{}"))
         name = record.get("name", path.parent.name)
         return cls(name, space, design, task, model.eval(), provenance, classes)
+
+
+def run_alike(space: WeightSpace, other: WeightSpace) -> bool:
+    """False where both are SIRENs that are known to be run differently: by w0, axes or levels."""
+    a, b = space.forward, other.forward
+    if space.family != "siren" or not (a.known and b.known):
+        return True
+    return (a.w0, a.axes, a.levels, a.offset) == (b.w0, b.axes, b.levels, b.offset)
 
 
 def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dict[str, Any]]:
@@ -297,6 +305,7 @@ def choose(
         reads = f"{theirs.family} {theirs.widths}, {theirs.activation}"
         seen.append(f"{folder.name} ({record['task']}, {reads})")
         fits = theirs.fits(space) and space.activation in (None, theirs.activation)
+        fits = fits and run_alike(theirs, space)
         told = not classes or tuple(record.get("classes", classes)) == classes
         if record["task"] == task and fits and told:
             fitting.append((folder, theirs, reads))

@@ -343,6 +343,19 @@ def test_train_makes_an_editor_that_verify_and_evaluate_read(
     assert done.json["mse"] == pytest.approx(plain["mse"], rel=1e-3)
 
 
+def test_a_predictor_of_sirens_reads_those_that_are_run_alike(run, tmp_path: Path) -> None:
+    predictor = make("balanced")
+    other = siren([2, 5, 7, 1], convention="dws", image=(1, 9, 8))
+    assert predictor.reads(SPACE)
+    assert predictor.reads(other.running(known=False))
+    assert not predictor.reads(other)
+    folder = predictor.save(tmp_path / "editor").parent
+    zoo = write_zoo(tmp_path / "other", other, fitted(12, other))
+    ran = run("evaluate", folder, zoo)
+    assert ran.code == 3
+    assert "run in another way" in ran.err
+
+
 def test_recipes_name_the_edit_with_the_task(tmp_path: Path) -> None:
     from qemcli import recipes
 
