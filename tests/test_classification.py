@@ -249,3 +249,12 @@ def test_built_zoo_names_its_classes(run: Callable, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     zoo = Zoo.open(tmp_path / "z")
     assert zoo.record["classes"] == [str(i) for i in range(10)]
+
+
+def test_classify_with_nothing_else_reads_the_embedded_digits(run: Callable) -> None:
+    ran = run("classify", "--json")
+    assert ran.code == 0, ran.err
+    assert "siren-heldout" in ran.err
+    assert "siren-mnist" in ran.err
+    assert ran.json["n"] == ran.json["labelled"] == 120
+    assert ran.json["accuracy"] > 0.9
