@@ -72,7 +72,7 @@ class _Fitting:
                 return choose(self.task, space, self.say, self.classes)
             except InputError as error:
                 return error
-        if self.given.reads(space):
+        if self.given.fits(space):
             return self.given
         reason = (
             f"{space.family} {space.widths} {space.activation}: not what '{self.given.name}' reads"

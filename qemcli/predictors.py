@@ -171,8 +171,12 @@ class Predictor:
 
     def reads(self, space: WeightSpace) -> bool:
         """True where networks of this weight space are what the predictor was trained on."""
+        return self.fits(space) and run_alike(self.space, space)
+
+    def fits(self, space: WeightSpace) -> bool:
+        """True where the layers and the activation are its own, in whatever way SIRENs are run."""
         same = space.activation is None or space.activation == self.space.activation
-        return self.space.fits(space) and same and run_alike(self.space, space)
+        return self.space.fits(space) and same
 
     def save(self, folder: Path) -> Path:
         """Write predictor.safetensors into `folder`, beside and renamed; returns the file."""
@@ -305,10 +309,10 @@ def choose(
         reads = f"{theirs.family} {theirs.widths}, {theirs.activation}"
         seen.append(f"{folder.name} ({record['task']}, {reads})")
         fits = theirs.fits(space) and space.activation in (None, theirs.activation)
-        fits = fits and run_alike(theirs, space)
         told = not classes or tuple(record.get("classes", classes)) == classes
         if record["task"] == task and fits and told:
             fitting.append((folder, theirs, reads))
+    fitting = [found for found in fitting if run_alike(found[1], space)] or fitting
     if len(fitting) > 1:
         names = " or ".join(folder.name for folder, _, _ in fitting)
         raise InputError(
