@@ -130,8 +130,8 @@ class ScaleEntry(nn.Module):
         second = self.second
         above = self._edges(reciprocals(self.space, w), self.sizes[2]) if second else edges
         inputs = biases[0].new_ones(len(biases[0]), self.space.widths[0])
-        biases = [x / size for x, size in zip(biases, self.sizes[1], strict=True)]
-        return Graph(self._nodes([inputs, *biases]), edges, above)
+        scaled = [x / size for x, size in zip(biases, self.sizes[1], strict=True)]
+        return Graph(self._nodes([inputs, *scaled]), edges, above)
 
     def _nodes(self, biases: list[Tensor]) -> list[Tensor]:
         found, last = [], len(biases) - 1
