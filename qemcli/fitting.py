@@ -68,6 +68,8 @@ def collect(
     opened = [open_zoo(name, say, where=recipe.where, activation=activation) for name in names]
     task = registry.load("tasks", recipe.task)
     sample = gather(opened, task, activation, recipe.design.edit)
+    if recipe.design.balanced and sample.space.activation is None:
+        say("note: activation not known, so nothing is balanced; pass --activation NAME")
     sample = with_split(sample, recipe.seed, say)
     test = sample.index["split"].to_numpy() == "test"
     keep = ~test

@@ -313,6 +313,13 @@ def choose(
         if record["task"] == task and fits and told:
             fitting.append((folder, theirs, reads))
     fitting = [found for found in fitting if run_alike(found[1], space)] or fitting
+    trained = {theirs.activation for _, theirs, _ in fitting}
+    if space.activation is None and len(trained) > 1:
+        raise InputError(
+            "the networks' activation is not known, and it decides which of "
+            f"{len(fitting)} shipped predictors reads them",
+            f"pass --activation {' or '.join(sorted(map(str, trained)))}",
+        )
     if len(fitting) > 1:
         names = " or ".join(folder.name for folder, _, _ in fitting)
         raise InputError(

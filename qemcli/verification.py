@@ -264,7 +264,7 @@ def networks(space: WeightSpace, zoos: list[Zoo], count: int, activation: str | 
     if have < 2:
         wanted = f"{space.family} {space.widths} {space.activation}"
         raise InconclusiveError(
-            f"{have} finite networks of {wanted} to try it on", "give --zoo ZOO"
+            f"{have} finite networks of {wanted} to try it on", "give a --zoo that holds some"
         )
     return torch.cat(found)
 

@@ -93,6 +93,7 @@ def test_group_that_is_no_symmetry_is_refused(space, group, run, tmp_path: Path)
     ran = run("augment", _zoo(tmp_path, space), "--group", group, "--out", tmp_path / "out")
     assert ran.code == 3
     assert f"group '{group}'" in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_siren_is_moved_by_its_phase(run, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qemcli import edits, registry, verification
 from qemcli.predictors import Predictor, installed
@@ -116,3 +117,15 @@ def test_default_recipes_are_there_and_read() -> None:
     assert plan.zoo in ZOOS
     training = recipes.load(recipes.find(recipes.DEFAULT, "training", "train.toml"))
     assert set(training.zoos) <= set(ZOOS)
+
+
+def test_networks_of_unknown_activation_are_not_guessed_at(run, tmp_path: Path) -> None:
+    zoo = Zoo.open("cnn-small").limit(3)
+    ((space, flat, _),) = zoo.load()
+    for i, row in enumerate(flat):
+        w = {name: x[0].clone() for name, x in space.unflatten(row[None]).items()}
+        save_file(w, tmp_path / f"net{i}.safetensors")
+    ran = run("predict", tmp_path)
+    assert ran.code == 3
+    assert "--activation relu or tanh" in ran.err
+    assert run("predict", tmp_path, "--activation", "relu", "--json").code == 0

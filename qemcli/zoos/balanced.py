@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qemcli.errors import InputError
 from qemcli.formats import safetensors
 from qemcli.groups import allowed
 from qemcli.zoos.store import beside
@@ -59,6 +60,8 @@ def read(folder: Path, table: pandas.DataFrame) -> np.ndarray | None:
     files = sorted(_group(folder, table.iloc[0]).glob("shard-*.safetensors"))
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for file in files:
+        if not _whole(file):
+            return None
         kept = _slot(file, "uid", file.stat().st_mtime_ns)
         place = np.searchsorted(kept, uid)
         here = np.flatnonzero(kept[np.minimum(place, len(kept) - 1)] == uid)
@@ -106,8 +109,18 @@ def _write(zoo: Zoo, positions: np.ndarray, file: Path) -> None:
     beside(file, lambda path: save_file(tensors, path, metadata={"qem.space": space.to_json()}))
 
 
+def _whole(file: Path) -> bool:
+    """False for a shard that is cut or damaged: it holds nothing that cannot be computed again."""
+    try:
+        return {"uid", "sha256", "weights"} <= set(safetensors.read_header(file).slots)
+    except InputError:
+        return False
+
+
 def _same(file: Path, uid: np.ndarray, digest: np.ndarray) -> bool:
     """True where the shard was made from these very networks."""
+    if not _whole(file):
+        return False
     order, stamp = np.argsort(uid), file.stat().st_mtime_ns
     kept = (_slot(file, "uid", stamp), _slot(file, "sha256", stamp))
     return np.array_equal(kept[0], uid[order]) and np.array_equal(kept[1], digest[order])

@@ -59,7 +59,9 @@ class Store:
     def __init__(
         self, folder: Path, resume: bool = False, recipe: dict[str, Any] | None = None
     ) -> None:
-        """Begin a zoo in `folder`, or go on with one; `recipe` is all that its blocks depend on.
+        """A zoo in `folder`, new or gone on with; `recipe` is all that its blocks depend on.
+
+        Nothing is written before `begin`, so what is refused leaves nothing behind.
 
         Raises UsageError where the folder holds something else, or a zoo begun by another recipe.
         """
@@ -70,18 +72,17 @@ class Store:
                 f"--out {folder}: it is not empty", "give another --out, or --resume to go on"
             )
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        if recipe is not None:
-            self._begun_by(json.dumps(recipe, indent=1) + "\n")
+        self._text = None if recipe is None else json.dumps(recipe, indent=1) + "\n"
+        begun = self.folder / "recipe.json"
+        if self._text is not None and begun.is_file() and begun.read_text() != self._text:
+            raise UsageError(f"{folder}: begun by another recipe or seed", "give another --out")
 
-    def _begun_by(self, text: str) -> None:
-        path = self.folder / "recipe.json"
-        if not path.is_file():
+    def begin(self) -> None:
+        """Make the folder and say in it what its blocks depend on; `write` does so too."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, text = self.folder / "recipe.json", self._text
+        if text is not None and not path.is_file():
             beside(path, lambda p: p.write_text(text))
-        elif path.read_text() != text:
-            raise UsageError(
-                f"{self.folder}: begun by another recipe or seed", "give another --out"
-            )
 
     def _part(self, block: int) -> Path:
         return self.folder / "parts" / f"part-{block:05d}.parquet"
@@ -105,6 +106,7 @@ class Store:
         """
         from safetensors.numpy import save_file
 
+        self.begin()
         flat = np.ascontiguousarray(flat, dtype="<f4")
         arch = arch_id(space)
         shard = Path("weights") / arch / f"shard-{block:05d}.safetensors"
@@ -119,12 +121,6 @@ class Store:
         table = pandas.concat([table, pandas.DataFrame(describe(space, flat))], axis=1)
         table.attrs = {"space": space.to_json()}
         beside(self._part(block), lambda p: table.to_parquet(p, index=False))
-
-    def abandon(self) -> None:
-        """Take back a zoo of which no block was written; one that has some is kept to go on."""
-        if not (self.folder / "weights").exists():
-            (self.folder / "recipe.json").unlink(missing_ok=True)
-            self.folder.rmdir()
 
     def finish(self, blocks: int, about: dict[str, Any]) -> pandas.DataFrame:
         """Write zoo.json, then join the parts into index.parquet, with which the zoo is whole; a

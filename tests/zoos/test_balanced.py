@@ -69,6 +69,17 @@ def test_a_changed_zoo_is_balanced_again(kept: Path, tmp_path: Path) -> None:
     assert again.balanced(np.arange(200)) is not None
 
 
+def test_a_damaged_shard_is_computed_again(kept: Path, tmp_path: Path) -> None:
+    shutil.copytree(kept, tmp_path / "copy")
+    zoo = replace(Zoo.open(kept), path=tmp_path / "copy" / "index.parquet")
+    wanted = zoo.balanced(np.arange(200))
+    (shard,) = (tmp_path / "copy").rglob("shard-*")
+    shard.write_bytes(shard.read_bytes()[:5000])
+    assert zoo.balanced(np.arange(200)) is None
+    keep(zoo, tmp_path / "copy" / FOLDER)
+    assert torch.equal(zoo.balanced(np.arange(200)), wanted)
+
+
 def test_command_keeps_them(run, tmp_path: Path) -> None:
     found = run("index", ZOO, "--out", tmp_path, "--balanced", "--json")
     assert found.json["balanced"] == 200

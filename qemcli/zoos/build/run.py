@@ -49,6 +49,7 @@ def build(
     UsageError where `folder` holds something else, or the start of another recipe's zoo.
     """
     store = Store(folder, resume, dataclasses.asdict(recipe))
+    store.begin()  # here, since blocks are written by other processes
     work = blocks(recipe)
     todo = [b for b in range(len(work)) if not store.done(b)]
     advance(recipe.networks - sum(len(work[b]) for b in todo))

@@ -106,6 +106,8 @@ def _parquet(source: str) -> Labelled:
     import pyarrow.parquet
 
     path = _fetched(source)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", "a parquet file of images, or hf://…")
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
