@@ -260,7 +260,7 @@ def test_build_refuses_what_it_did_not_begin(images: sources.Images, tmp_path: P
     with pytest.raises(UsageError, match="not empty"):
         run.build(PLAN, images, tmp_path, 1)
     other = tmp_path / "zoo"
-    run.Store(other, recipe=dataclasses.asdict(PLAN))
+    run.Store(other, recipe=dataclasses.asdict(PLAN)).begin()
     with pytest.raises(UsageError, match="another recipe"):
         run.build(dataclasses.replace(PLAN, seed=9), images, other, 1, resume=True)
 
