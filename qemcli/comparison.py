@@ -170,8 +170,7 @@ def run(
         torch.manual_seed(trial.seed)
         model = trial.design.build(sample.space, task.outputs(sample.classes))
     rows = {n: Rows(carried(trial.design, s.space, s.flat), s.target) for n, s in learn.items()}
-    if calibrate := getattr(model, "calibrate", None):
-        calibrate(sample.space.unflatten(rows["train"].flat))
+    model.calibrate(sample.space.unflatten(rows["train"].flat))
     start = time.process_time()
     Run(model, sample.space, task, trial.schedule, trial.seed).fit(rows["train"], rows["val"])
     seconds = time.process_time() - start

@@ -20,6 +20,7 @@ from qemcli.edits import Edit, find
 from qemcli.errors import InputError, UsageError
 from qemcli.expansion import folded, merge
 from qemcli.groups import act, inverse
+from qemcli.layers.shown import Shown
 from qemcli.predictors import Predictor, headers
 from qemcli.spaces import WeightSpace
 
@@ -31,10 +32,12 @@ def edited(predictor: Predictor, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
     equivariant to all that the balance removes, and near w where delta is small.
     """
     space, model = predictor.space, predictor.model
+    if not isinstance(model, Shown):
+        raise UsageError(f"'{predictor.name}' edits nothing", "see `qem models`")
     if not predictor.design.balanced:
-        return model.branches(w)  # type: ignore[operator]
+        return model.branches(w)
     moved, g = balance(space, w)
-    branches = model.branches(moved)  # type: ignore[operator]
+    branches = model.branches(moved)
     k = branches[space.names[0]].shape[1]
     each = torch.arange(g.batch).repeat_interleave(k)
     back = act(inverse(g).rows(each.to(g.index["h1"].device)), space, folded(branches))

@@ -109,8 +109,8 @@ def fit(
     flat = carried(recipe.design, sample.space, sample.flat)
     ready = dataclasses.replace(sample, flat=flat)
     train, val, test = (ready.split(name) for name in ("train", "val", "test"))
-    if len(train) and (calibrate := getattr(model, "calibrate", None)):
-        calibrate(sample.space.unflatten(train.flat))
+    if len(train):
+        model.calibrate(sample.space.unflatten(train.flat))
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(model, sample.space, task, recipe.schedule, recipe.seed, device, folder / STATE)
     history = run.fit(Rows(train.flat, train.target), Rows(val.flat, val.target), resume, on_epoch)

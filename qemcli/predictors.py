@@ -22,7 +22,9 @@ from qemcli.spaces import WeightSpace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from qemcli.layers.metanetwork import Metanetwork
 
 FILE = "predictor.safetensors"
 REMOVED = ("scale", "sign", "monomial", "phase")  # the groups that balance takes away
@@ -52,7 +54,7 @@ class Design:
         """What an editor is trained to do (qemcli.edits), None for everything else."""
         return self.config.get("edit")
 
-    def build(self, space: WeightSpace, outputs: int = 1) -> nn.Module:
+    def build(self, space: WeightSpace, outputs: int = 1) -> Metanetwork:
         """A fresh module for this weight space; UsageError for what the architecture does not
         have."""
         if self.quasi not in QUASI:
@@ -118,7 +120,7 @@ class Predictor:
     space: WeightSpace
     design: Design
     task: str
-    model: nn.Module
+    model: Metanetwork
     provenance: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()  # their names, where the task has classes
 
@@ -127,7 +129,7 @@ class Predictor:
         return self.model(prepared(self.design, self.space, w))
 
     @property
-    def metanetwork(self) -> nn.Module:
+    def metanetwork(self) -> Metanetwork:
         """What reads the weights: the editor behind the pictures of an editor, else the model."""
         return getattr(self.model, "editor", self.model)
 
@@ -138,7 +140,7 @@ class Predictor:
     @property
     def claims(self) -> set[str]:
         """The groups under which the answer is exactly invariant by design."""
-        own = set(self.model.claims(self.space))  # type: ignore[operator]
+        own = set(self.model.claims(self.space))
         if self.design.balanced and "permutation" in own:
             from qemcli.groups import applicable
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qemcli.errors import InconclusiveError
 from qemcli.functions import respond
@@ -231,25 +231,3 @@ def sensitivity(
         name: change(before, answers(model, control(space, w, generator)))
         for name, control in CONTROLS.items()
     }
-
-
-class Twin(nn.Module):
-    """A model's bad twin: every weight is first multiplied by a constant of its own place, within
-    1 +- .3, so that neurons are told apart by their numbers. It claims what the model claims, and
-    no group of permutations or scales holds for it."""
-
-    def __init__(self, model: nn.Module, space: WeightSpace, seed: int = 0) -> None:
-        super().__init__()
-        self.model = model
-        generator = torch.Generator().manual_seed(seed)
-        self.marks = {
-            name: 0.7 + 0.6 * torch.rand(shape, generator=generator, dtype=torch.float64)
-            for name, shape in space.shapes.items()
-        }
-
-    def claims(self, space: WeightSpace) -> set[str]:
-        """What the model claims, which is not true of the twin."""
-        return self.model.claims(space)  # type: ignore[operator]  # a metanetwork has claims
-
-    def forward(self, w: Networks) -> Tensor:
-        return self.model({k: v * self.marks[k].to(v) for k, v in w.items()})

@@ -20,6 +20,7 @@ from qemcli.errors import InconclusiveError, InputError, UsageError
 from qemcli.functions import probe_inputs
 from qemcli.groups import act, applicable
 from qemcli.layers.features import act_on_features
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.quasi import switched_off
 from qemcli.predictors import Predictor
 from qemcli.spaces import WeightSpace
@@ -154,19 +155,17 @@ def _row(
 
 
 def layers(
-    module: nn.Module, space: WeightSpace, w: Networks, check: Check
+    module: Metanetwork, space: WeightSpace, w: Networks, check: Check
 ) -> list[dict[str, Any]]:
     """Equivariance after every step of an architecture that shows its steps; [] for the others."""
-    if not hasattr(module, "equivariant"):
-        return []
     rows = []
-    for group in sorted(module.claims(space)):  # type: ignore[operator]
+    for group in sorted(module.claims(space)):
         generator = torch.Generator().manual_seed(check.seed)
         g = elements(group, space, len(next(iter(w.values()))), generator)["ordinary"]
         with torch.no_grad():
             steps = zip(
-                module.equivariant(dict(w)),  # type: ignore[operator]
-                module.equivariant(act(g, space, w)),  # type: ignore[operator]
+                module.equivariant(dict(w)),
+                module.equivariant(act(g, space, w)),
                 strict=True,
             )
             for (name, plain), (_, moved) in steps:

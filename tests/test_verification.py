@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from qemcli import verification
 from qemcli.errors import InconclusiveError, UsageError
+from qemcli.layers.twin import Twin
 from qemcli.predictors import Design, Predictor
 from qemcli.spaces import WeightSpace, cnn, mlp
-from qemcli.testing import Twin
 from qemcli.verification import Check
 
 SPACE = cnn([1, 5, 7, 4], 3, positions=4)

@@ -21,6 +21,7 @@ from qemcli.layers.deltas import Deltas
 from qemcli.layers.dws import DWSLayer, FoldedPool, TensorBatchNorm
 from qemcli.layers.equivariant import HNPLinear
 from qemcli.layers.features import ChannelDropout, Features, door, pointwise
+from qemcli.layers.metanetwork import Bodied, Body
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import StandardiseTensors
 from qemcli.spaces import WeightSpace
@@ -73,7 +74,7 @@ EDITORS = {
 }
 
 
-class _Body(nn.Module):
+class _Body(Body):
     """The layers: one-channel features -> features of `c_out` channels, with every step by name."""
 
     def __init__(self, space: WeightSpace, config: Config, c_out: int) -> None:
@@ -113,10 +114,8 @@ def _layer(space: WeightSpace, config: Config, c_in: int, c_out: int, heads: int
     return layer
 
 
-class Model(nn.Module):
+class Model(Bodied):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
-
-    kind = "invariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -126,50 +125,22 @@ class Model(nn.Module):
         self.pool = FoldedPool(space, config.reduction)
         self.head = nn.Linear(self.pool.per_channel * config.hidden, config.outputs)
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
-        """Permutations of the hidden neurons."""
-        return {"permutation"}
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Set the constants of `standardised` from the training set: one pair a tensor."""
-        self.body.standard.fit(door(self.space, w))
-
-    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
-        """Features after every layer, by name; `features.act_on_features` acts on them."""
-        return self.body.steps(door(self.space, w))
-
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         h = pointwise(torch.relu, self.body(door(self.space, w)))
         return self.head(self.pool(self.dropout(h)))
 
 
-class Editor(nn.Module):
+class Editor(Bodied):
     """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
 
     The body with k channels in its last layer, times one learned scalar a tensor.
     """
-
-    kind = "equivariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.body = _Body(space, config, config.expand)
         self.out = Deltas(space)
-
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
-        """Permutations of the hidden neurons."""
-        return {"permutation"}
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Set the constants of `standardised` from the training set."""
-        self.body.standard.fit(door(self.space, w))
-
-    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
-        """Features after every layer, by name; `features.act_on_features` acts on them."""
-        return self.body.steps(door(self.space, w))
 
     def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.out(self.body(door(self.space, w)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qemcli.layers.deltas import Deltas
 from qemcli.layers.heads import mlp_head
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise
 from qemcli.spaces import WeightSpace
@@ -53,10 +54,8 @@ EDITORS = {
 }
 
 
-class Model(nn.Module):
+class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
-
-    kind = "invariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -64,8 +63,7 @@ class Model(nn.Module):
         self.scale = Standardise(space.size) if config.standardised else nn.Identity()
         self.head = mlp_head(space.size, config.head, config.outputs, config.dropout)
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
+    def claims(self, space: WeightSpace) -> set[str]:
         """Nothing."""
         return set()
 
@@ -81,11 +79,9 @@ class Model(nn.Module):
         return self.head(self.scale(self._flat(w)))
 
 
-class Editor(nn.Module):
+class Editor(Metanetwork):
     """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape);
     equivariant to nothing."""
-
-    kind = "equivariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -96,8 +92,7 @@ class Editor(nn.Module):
         self.body = nn.Sequential(*head, nn.ReLU(), out)
         self.out = Deltas(space)
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
+    def claims(self, space: WeightSpace) -> set[str]:
         """Nothing."""
         return set()
 

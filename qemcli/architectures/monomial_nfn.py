@@ -33,6 +33,7 @@ from qemcli.layers.equivariant import equivariant_linear
 from qemcli.layers.evenness import Relu, Resign, even, neuron_signs, odd
 from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.monomial import PositiveScaleLinear, SignLinear
 from qemcli.layers.pooling import HNPPool, NormalisingPool, PublishedNormalisingPool
 from qemcli.layers.presets import Preset
@@ -145,10 +146,8 @@ EDITORS = {
 }
 
 
-class Model(nn.Module):
+class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
-
-    kind = "invariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -221,7 +220,7 @@ class Model(nn.Module):
         return self.head(self.pool(h if self.reader is None else self.reader(h)))
 
 
-class Editor(nn.Module):
+class Editor(Metanetwork):
     """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
 
         delta = s * E_{depth+1} H_depth                                        without a reader
@@ -232,8 +231,6 @@ class Editor(nn.Module):
     the networks have those). `even` = none is the published editor: the reader takes H_depth as it
     is, and only permutations are left. s is one learned scalar a tensor.
     """
-
-    kind = "equivariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from qemcli.layers.deltas import Deltas
 from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.graph import Entry, Windows
 from qemcli.layers.heads import mlp_head
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.pna import GNN
 from qemcli.layers.presets import Preset
 from qemcli.layers.relational import Transformer
@@ -87,16 +88,11 @@ EDITORS = {
 }
 
 
-class Model(nn.Module):
-    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+class _Graph(Metanetwork):
+    """What model and editor have in common: a backbone, and what it is equivariant to."""
 
-    kind = "invariant"
-
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
-        super().__init__()
-        self.space, self.config = space, config
-        self.backbone = _backbone(space, config, pairs=False)
-        self.head = _head(space, config)
+    space: WeightSpace
+    backbone: GNN | Transformer
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations: nothing else is built in."""
@@ -110,19 +106,27 @@ class Model(nn.Module):
         """Edges and nodes after every layer that updates both; the inputs' nodes are left out."""
         return _steps(self.space, self.backbone.updated(w))
 
+
+class Model(_Graph):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.backbone = _backbone(space, config, pairs=False)
+        self.head = _head(space, config)
+
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         outputs = self.backbone.nodes(w)[:, -self.space.widths[-1] :]
         return self.head(outputs.flatten(1))
 
 
-class Editor(nn.Module):
+class Editor(_Graph):
     """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
 
     The delta of b_l is an MLP of the nodes of layer l (the published NG-GNN reads those before
     them, and is not equivariant), that of W_l one of its forward edges.
     """
-
-    kind = "equivariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -135,18 +139,6 @@ class Editor(nn.Module):
         self.edge = _delta(edges, config.expand * self.windows.largest)
         self.node = _delta(nodes, config.expand)
         self.out = Deltas(space)
-
-    def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations: nothing else is built in."""
-        return {"permutation"}
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Standardise by the training set: one pair of constants a tensor."""
-        self.backbone.entry.calibrate(w)
-
-    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
-        """Edges and nodes after every layer that updates both; the inputs' nodes are left out."""
-        return _steps(self.space, self.backbone.updated(w))
 
     def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         features = _features(self.space, *self.backbone(w))

@@ -23,6 +23,7 @@ from qemcli.layers.encoding import encode
 from qemcli.layers.equivariant import equivariant_linear
 from qemcli.layers.features import ChannelDropout, Features, door, pointwise, relu
 from qemcli.layers.heads import mlp_head
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.pooling import HNPPool, NPPool
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import StandardiseTensors
@@ -105,10 +106,26 @@ EDITORS = {
 }
 
 
-class Model(nn.Module):
-    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+class _Permuting(Metanetwork):
+    """What model and editor have in common: standardised tensors, and perhaps a quasi layer."""
 
-    kind = "invariant"
+    space: WeightSpace
+    standard: StandardiseTensors
+    quasi: quasi.Paper | quasi.Released | quasi.Exact | None
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
+        return {"permutation"} if self.quasi is None or self.quasi.keeps_invariance else set()
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants of `standardised` from the training set: one pair a tensor, so none
+        breaks the symmetry.
+        """
+        self.standard.fit(door(self.space, w))
+
+
+class Model(_Permuting):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -131,16 +148,6 @@ class Model(nn.Module):
         self.quasi = quasi.make(
             config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
         )
-
-    def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
-        return {"permutation"} if self.quasi is None or self.quasi.keeps_invariance else set()
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Set the constants of `standardised` from the training set: one pair a tensor, so none
-        breaks the symmetry.
-        """
-        self.standard.fit(door(self.space, w))
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every equivariant step, by name; `features.act_on_features` acts on
@@ -168,15 +175,13 @@ class Model(nn.Module):
         return self.head(self.pool(self.dropout(pointwise(relu, h))))
 
 
-class Editor(nn.Module):
+class Editor(_Permuting):
     """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
 
         H_0 = encoding(W),   H_i = relu(E_i H_{i-1}),   delta = s * E_{depth+1} H_depth
 
     The last map has k channels, s is one learned scalar a tensor (layers/deltas.py).
     """
-
-    kind = "equivariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -194,14 +199,6 @@ class Editor(nn.Module):
         self.quasi = quasi.make(
             config.quasi, space, channels[-2], channels[-1], config.eps, config.eps_learned
         )
-
-    def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
-        return {"permutation"} if self.quasi is None or self.quasi.keeps_invariance else set()
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Set the constants of `standardised` from the training set."""
-        self.standard.fit(door(self.space, w))
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every step, by name; `features.act_on_features` acts on them."""

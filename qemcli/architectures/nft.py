@@ -21,6 +21,7 @@ from qemcli.layers.deltas import Deltas
 from qemcli.layers.encoding import encode
 from qemcli.layers.features import Features, door, require_hidden
 from qemcli.layers.heads import mlp_head
+from qemcli.layers.metanetwork import Bodied, Body
 from qemcli.layers.nft import Block, Sequence
 from qemcli.layers.pooling import HNPPool
 from qemcli.layers.presets import Preset
@@ -65,7 +66,7 @@ EDITORS = {
 }
 
 
-class _Body(nn.Module):
+class _Body(Body):
     """Encoding, codes and blocks: one-channel features -> features of C, a tap as an entry."""
 
     def __init__(self, space: WeightSpace, config: Config) -> None:
@@ -107,10 +108,8 @@ class _Body(nn.Module):
         return self.steps(features)[-1][1]
 
 
-class Model(nn.Module):
+class Model(Bodied):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
-
-    kind = "invariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -122,31 +121,16 @@ class Model(nn.Module):
         inputs = pooled * config.channels
         self.head = mlp_head(inputs, config.head, config.outputs, config.dropout)
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
-        """Permutations of the hidden neurons."""
-        return {"permutation"}
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Set the constants of `standardised` from the training set: one pair a tensor."""
-        self.body.standard.fit(door(self.space, w))
-
-    def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
-        """Features after every block, by name; `features.act_on_features` acts on them."""
-        return self.body.steps(door(self.space, w))
-
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         return self.head(self.pool(self.body(door(self.space, w))))
 
 
-class Editor(nn.Module):
+class Editor(Bodied):
     """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
 
     The body, a linear map of every tensor to k channels (and its taps), times one learned scalar a
     tensor.
     """
-
-    kind = "equivariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -157,18 +141,9 @@ class Editor(nn.Module):
         self.biases = nn.ModuleList(nn.Linear(c, k) for _ in space.layers)
         self.out = Deltas(space)
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
-        """Permutations of the hidden neurons."""
-        return {"permutation"}
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Set the constants of `standardised` from the training set."""
-        self.body.standard.fit(door(self.space, w))
-
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every block and the last map; `features.act_on_features` acts on them."""
-        steps = self.body.steps(door(self.space, w))
+        steps = super().equivariant(w)
         maps = zip(steps[-1][1], self.weights, self.biases, strict=True)
         return [*steps, ("linear", [(weight(x), bias(b)) for (x, b), weight, bias in maps])]
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from qemcli import groups
 from qemcli.errors import UsageError
 from qemcli.functions import differentiate, image_shape, respond
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.probing import (
     FreeImages,
@@ -74,10 +75,8 @@ PRESETS = {
 }
 
 
-class Model(nn.Module):
+class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
-
-    kind = "invariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
@@ -109,8 +108,7 @@ class Model(nn.Module):
         inputs = self.space.layers[0].cols
         return (FreeProbes if free else GeneratedProbes)(self.config.probes, inputs)
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
+    def claims(self, space: WeightSpace) -> set[str]:
         """Every group of these networks."""
         return set(groups.applicable(space))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qemcli import groups
 from qemcli.functions import respond
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.probing import Jitter, batch_of
 from qemcli.layers.statistics import Standardise
@@ -38,7 +39,7 @@ class Config:
     channels: tuple[int, ...] = (16, 32, 64)
     head: int = 128
     dropout: float = 0.2
-    size: tuple[int, ...] = ()
+    size: tuple[int, int] | tuple[()] = ()
     jitter: float = 0.0
     outputs: int = 1
 
@@ -50,15 +51,13 @@ PRESETS = {
 }
 
 
-class Model(nn.Module):
+class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
-
-    kind = "invariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
-        shown, self.height, self.width = check(space, config.size[:2] or None)  # type: ignore[arg-type]
+        shown, self.height, self.width = check(space, config.size or None)
         self.jitter = Jitter(config.jitter)
         self.scale = Standardise(shown)
         stages: list[nn.Module] = []
@@ -79,8 +78,7 @@ class Model(nn.Module):
             nn.Linear(config.head, config.outputs),
         )
 
-    @staticmethod
-    def claims(space: WeightSpace) -> set[str]:
+    def claims(self, space: WeightSpace) -> set[str]:
         """Every group of these networks."""
         return set(groups.applicable(space))
 

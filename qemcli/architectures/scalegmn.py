@@ -21,6 +21,7 @@ from qemcli.layers import scale_equivariant as blocks
 from qemcli.layers.deltas import Deltas
 from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.graph import Windows
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.scale_graph import (
     PERMUTATION,
@@ -157,17 +158,12 @@ EDITORS = {
 }  # fmt: skip
 
 
-class Model(nn.Module):
-    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+class _Carrying(Metanetwork):
+    """What model and editor have in common: a backbone that carries factors along."""
 
-    kind = "invariant"
-
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
-        super().__init__()
-        self.space, self.config = space, config
-        self.backbone = _backbone(space, config)
-        style = style_of(space, config)
-        self.readout = _readout(space, config)(space, config.channels, config.outputs, style)
+    space: WeightSpace
+    config: Config
+    backbone: ScaleStack
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations, with the factors that are carried along."""
@@ -177,6 +173,17 @@ class Model(nn.Module):
         """Standardise by the training set, where the configuration says so."""
         if self.config.standardised:
             self.backbone.entry.calibrate(w)
+
+
+class Model(_Carrying):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = space, config
+        self.backbone = _backbone(space, config)
+        style = style_of(space, config)
+        self.readout = _readout(space, config)(space, config.channels, config.outputs, style)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""
@@ -190,29 +197,18 @@ class Model(nn.Module):
         return self.readout(self.backbone(w)[-1].nodes)
 
 
-class Editor(nn.Module):
+class Editor(_Carrying):
     """dict of (b, *shape) -> what each of k = `expand` branches adds to it, dict of (b, k, *shape).
 
     The last layer writes k channels on nodes, and on edges k for every tap. The delta of b_l is on
     the nodes of layer l, that of W_l on its edges: both carry the factors of what they join.
     """
 
-    kind = "equivariant"
-
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.backbone = _backbone(space, config, config.expand)
         self.windows, self.out = Windows(space), Deltas(space)
-
-    def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations, with the factors that are carried along."""
-        return claims(self.space, self.config)
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Standardise by the training set, where the configuration says so."""
-        if self.config.standardised:
-            self.backbone.entry.calibrate(w)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qemcli.layers import quasi
 from qemcli.layers.features import Features, door, exit_door
 from qemcli.layers.heads import mlp_head
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise, tensor_statistics
 from qemcli.spaces import WeightSpace
@@ -52,10 +53,8 @@ PRESETS = {
 }
 
 
-class Model(nn.Module):
+class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
-
-    kind = "invariant"
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()

@@ -115,8 +115,8 @@ def _verified(
     from qemcli import verification
     from qemcli.errors import UsageError
     from qemcli.groups import applicable
+    from qemcli.layers.twin import Twin
     from qemcli.predictors import Predictor, is_predictor
-    from qemcli.testing import Twin
     from qemcli.zoos.opening import open_zoo
     from qemcli.zoos.zoo import Zoo
 

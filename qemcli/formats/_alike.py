@@ -27,7 +27,8 @@ from qemcli.spaces import WeightSpace
 EXACT = 1 << 24  # integers that float32 holds
 KINDS = 4096  # pickles remembered at a time
 _STORAGE = re.compile(r"[^/]+/data/(\d+)")
-_BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, struct_error, EOFError, LookupError)
+# What zipfile and struct raise for archives that are cut, damaged or of a kind not read here.
+BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, struct_error, EOFError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _parts(data: bytes) -> _Parts | None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
-    except _BROKEN:
+    except BROKEN:
         return None
     held = {info.filename: _bytes(data, info) for info in infos}
     pickles = [name for name in held if name.endswith("/data.pkl")]

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qemcli import signals
 from qemcli.expansion import folded
 from qemcli.functions import respond
+from qemcli.layers.metanetwork import Metanetwork
 from qemcli.spaces import WeightSpace
 
 
@@ -21,7 +22,7 @@ class Glimpse(NamedTuple):
     at: Tensor
 
 
-class Shown(nn.Module):
+class Shown(Metanetwork):
     """dict of (b, *shape) -> the picture of each edited network, (b, c h w) on the [0, 1] scale.
 
     That is the mean over branches j of what w + delta_j shows. The picture is the network's
@@ -29,21 +30,18 @@ class Shown(nn.Module):
     of `pixels` places drawn for every batch (0: all): an unbiased loss at a fraction of the cost.
     """
 
-    kind = "invariant"
-
-    def __init__(self, space: WeightSpace, editor: nn.Module, pixels: int = 0) -> None:
+    def __init__(self, space: WeightSpace, editor: Metanetwork, pixels: int = 0) -> None:
         super().__init__()
         self.space, self.editor, self.pixels = space, editor, pixels
         signals.check(space)
 
     def claims(self, space: WeightSpace) -> set[str]:
         """What the editor is equivariant to."""
-        return self.editor.claims(space)  # type: ignore[operator]
+        return self.editor.claims(space)
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """The editor's constants, where it has some."""
-        if calibrate := getattr(self.editor, "calibrate", None):
-            calibrate(w)
+        self.editor.calibrate(w)
 
     def branches(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The edited networks: dict of (b, k, *shape)."""

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from qemcli.checkpoints import peek
 from qemcli.errors import InputError
+from qemcli.formats._alike import BROKEN
 
 LARGEST = 16 << 20  # bytes of a member: an INR has some thousand numbers
 HEAD = 1 << 16  # bytes searched for the first names of a zip whose directory is lost
 AGAIN = "download it again"
-_BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, LookupError)
 _ENCRYPTED, _STORED, _DEFLATED = 1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
@@ -104,7 +104,7 @@ class Tar:
                     last = _of_tar(info, size)
                     if not info.isdir():
                         yield last
-        except (tarfile.TarError, *_BROKEN, OSError) as error:
+        except (tarfile.TarError, *BROKEN, OSError) as error:
             if last.reason is None:  # else it is where the cut lies, and was named
                 reason = f"the archive is cut short or damaged after it ({error})"
                 yield Member(f"{last.name} ...", 0, reason=reason)
@@ -192,7 +192,7 @@ def _directory(path: str, size: int, mtime: int) -> list[zipfile.ZipInfo] | None
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    except (*_BROKEN, OSError):
+    except (*BROKEN, OSError):
         return None
 
 
