@@ -74,11 +74,8 @@ class _Fitting:
                 return error
         if self.given.fits(space):
             return self.given
-        reason = (
-            f"{space.family} {space.widths} {space.activation}: not what '{self.given.name}' reads"
-        )
-        theirs = self.given.space
-        return InputError(reason, f"it reads {theirs.family} {theirs.widths} {theirs.activation}")
+        reason = f"{space.title}: not what '{self.given.name}' reads"
+        return InputError(reason, f"it reads {self.given.space.title}")
 
 
 def answer(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qemcli.groups import Element, allowed, identity
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 TOLERANCE = 1e-13  # largest |log(out / in)| of a neuron that is left, but for two more sweeps
 FAR = 300.0  # |log squared norm| times depth below which no exponential can overflow
@@ -28,7 +28,7 @@ Pairs = list[tuple[Tensor, Tensor]]  # W (b, j, k, f) and bias (b, j) of every l
 
 
 def balance(
-    space: WeightSpace, w: Mapping[str, Tensor], sweeps: int | None = None
+    space: Chain, w: Mapping[str, Tensor], sweeps: int | None = None
 ) -> tuple[dict[str, Tensor], Element]:
     """The balanced networks and the element that carries `w` there; dtype of `w`, through float64.
 
@@ -201,7 +201,7 @@ def _log_sweep(edges: list[Tensor], biases: list[Tensor], u: list[Tensor], omega
     return worst
 
 
-def _signed(space: WeightSpace, pairs: Pairs, element: Element, digits: float) -> Pairs:
+def _signed(space: Chain, pairs: Pairs, element: Element, digits: float) -> Pairs:
     """Canonical signs, layer after layer; where half turns are a symmetry, the phase form first.
 
     The choice, written into `element`, is made once the layer below has its own, and so does not

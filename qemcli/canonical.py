@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qemcli.balance import balance
 from qemcli.groups import Element, act, compose, identity
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 ROUNDINGS = 32  # a gap between keys of so many eps of the layer's largest is no gap
 
@@ -23,7 +23,7 @@ Pair = tuple[Tensor, Tensor]  # W (b, j, k, f) and bias (b, j)
 
 
 def canonicalise(
-    space: WeightSpace, w: Mapping[str, Tensor]
+    space: Chain, w: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], Element, Tensor]:
     """The canonical networks, the element that carries `w` there, and the ties met, (b,).
 
@@ -45,7 +45,7 @@ def canonicalise(
     return act(order, space, balanced), compose(order, moved), met
 
 
-def ties(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
+def ties(space: Chain, w: Mapping[str, Tensor]) -> Tensor:
     """(b,) int64: hidden neurons whose bias equals, bit for bit, an earlier one of their layer.
 
     0 is general position. The biases are read as they are; absent ones are zeros, all equal.

@@ -12,17 +12,20 @@ from dataclasses import replace
 from torch import Tensor
 
 from qemcli.errors import InputError
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import WeightSpace, chain_of
+
+WHAT = "a convention of SIRENs"
 
 
 def same(space: WeightSpace, other: WeightSpace) -> bool:
     """True where both are run in the same way; the size of the picture is not asked."""
+    space, other = chain_of(space, WHAT), chain_of(other, WHAT)
     return replace(space.forward, image=None) == replace(other.forward, image=None)
 
 
 def text(space: WeightSpace) -> str:
     """How SIRENs are run, in words."""
-    run = space.forward
+    run = chain_of(space, WHAT).forward
     return f"w0 {run.w0:g}, axes {run.axes}, levels {run.levels[0]:g} to {run.levels[1]:g}"
 
 
@@ -33,6 +36,7 @@ def express(space: WeightSpace, own: WeightSpace, flat: Tensor) -> Tensor:
     """
     if same(space, own):
         return flat
+    space, own = chain_of(space, WHAT), chain_of(own, WHAT)
     for each in (space, own):
         if each.family != "siren" or not each.forward.known or not each.forward.axes:
             raise InputError(

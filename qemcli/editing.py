@@ -18,7 +18,7 @@ from qemcli.editors import Way
 from qemcli.edits import Edit
 from qemcli.errors import InputError, UsageError
 from qemcli.expansion import widened
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 from qemcli.zoos.store import OWN_COLUMNS, Store
 from qemcli.zoos.zoo import Zoo
 
@@ -107,7 +107,7 @@ def _refused(zoo: Zoo, way: Way) -> list[dict[str, Any]]:
 
 def foreseen(zoo: Zoo, way: Way) -> dict[str, Any]:
     """What would be written: networks, and bytes of their weights."""
-    kept = [(s, len(p)) for s, p in zoo.groups() if not way.refusal(s)]
+    kept = [(way.running(s), len(p)) for s, p in zoo.groups() if not way.refusal(s)]
     size = sum(4 * n * widened(space, way.branches).size for space, n in kept)
     return {"networks": sum(n for _, n in kept), "refused": len(_refused(zoo, way)), "bytes": size}
 
@@ -118,13 +118,13 @@ def _recipe(zoo: Zoo, edit: Edit, way: Way, truth: object) -> dict[str, Any]:
 
 
 def _block(
-    space: WeightSpace,
+    space: Chain,
     flat: Tensor,
     table: pandas.DataFrame,
     edit: Edit,
     way: Way,
     truth: Truth | None,
-) -> tuple[WeightSpace, np.ndarray, list[dict[str, Any]]]:
+) -> tuple[Chain, np.ndarray, list[dict[str, Any]]]:
     """(space, networks (n, D'), index rows) of one block."""
     before = signals.render(space, space.unflatten(flat)).detach().flatten(1)
     wanted = edit.of(space, flat) if truth is None else _true(edit, truth(table), space)
@@ -139,7 +139,7 @@ def _block(
     return wide, made.numpy(), _rows(table, edit, way, errors)
 
 
-def _true(edit: Edit, pictures: Tensor, space: WeightSpace) -> Tensor:
+def _true(edit: Edit, pictures: Tensor, space: Chain) -> Tensor:
     """(n, c h w)."""
     if tuple(pictures.shape[1:]) != signals.check(space):
         raise InputError(

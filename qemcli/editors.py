@@ -21,8 +21,8 @@ from qemcli.errors import InputError, UsageError
 from qemcli.expansion import folded, merge
 from qemcli.groups import act, inverse
 from qemcli.layers.shown import Shown
-from qemcli.predictors import Predictor, headers
-from qemcli.spaces import WeightSpace
+from qemcli.predictors import Predictor, headers, run_alike
+from qemcli.spaces import Chain, WeightSpace, chain_of
 
 
 def edited(predictor: Predictor, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ def edited(predictor: Predictor, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise UsageError(f"'{predictor.name}' edits nothing", "see `qem models`")
     if not predictor.design.balanced:
         return model.branches(w)
-    moved, g = balance(space, w)
+    moved, g = balance(chain_of(space, "an editor"), w)
     branches = model.branches(moved)
     k = branches[space.names[0]].shape[1]
     each = torch.arange(g.batch).repeat_interleave(k)
@@ -58,10 +58,10 @@ class Way(Protocol):
     def refusal(self, space: WeightSpace) -> InputError | None:
         """Why networks of this space cannot be edited, or None."""
 
-    def running(self, space: WeightSpace) -> WeightSpace:
+    def running(self, space: WeightSpace) -> Chain:
         """The space with the image that its networks show."""
 
-    def __call__(self, space: WeightSpace, flat: Tensor, wanted: Tensor) -> Tensor:
+    def __call__(self, space: Chain, flat: Tensor, wanted: Tensor) -> Tensor:
         """(n, D) networks and the (n, c h w) pictures wanted of them -> (n, D') of
         `widened(space, branches)`."""
 
@@ -89,7 +89,9 @@ class ByEditor:
         return f"{self.name}@{digest.hexdigest()[:16]}"
 
     def refusal(self, space: WeightSpace) -> InputError | None:
-        mine, theirs = self.predictor.space, self.running(space)
+        if reason := _no_picture(space) if not isinstance(space, Chain) else None:
+            return reason
+        mine, theirs = self._own, self.running(space)
         if reason := _no_picture(theirs):
             return reason
         if list(mine.shapes.values()) != list(theirs.shapes.values()):
@@ -104,12 +106,16 @@ class ByEditor:
             "train an editor on such networks (qem train), or fit anew: --refit",
         )
 
-    def running(self, space: WeightSpace) -> WeightSpace:
-        image = space.forward.image or self.predictor.space.forward.image
-        return space.running(image=image)
+    def running(self, space: WeightSpace) -> Chain:
+        chain = chain_of(space, "an edit")
+        return chain.running(image=chain.forward.image or self._own.forward.image)
 
-    def __call__(self, space: WeightSpace, flat: Tensor, wanted: Tensor) -> Tensor:
-        mine, parts = self.predictor.space, []
+    @property
+    def _own(self) -> Chain:
+        return chain_of(self.predictor.space, "an edit")
+
+    def __call__(self, space: Chain, flat: Tensor, wanted: Tensor) -> Tensor:
+        mine, parts = self._own, []
         self.predictor.model.to(self.device).eval()
         with torch.no_grad():
             for rows in flat.split(self.batch_size):
@@ -131,14 +137,16 @@ class ByFit:
     branches: int = field(default=1, init=False)
 
     def refusal(self, space: WeightSpace) -> InputError | None:
+        if not isinstance(space, Chain):
+            return _no_picture(space)
         if len(space.layers) < 2 or not all(layer.bias for layer in space.layers):
             return InputError(f"widths {space.widths}: hidden layers and biases are needed to fit")
         return _no_picture(space)
 
-    def running(self, space: WeightSpace) -> WeightSpace:
-        return space
+    def running(self, space: WeightSpace) -> Chain:
+        return chain_of(space, "an edit")
 
-    def __call__(self, space: WeightSpace, flat: Tensor, wanted: Tensor) -> Tensor:
+    def __call__(self, space: Chain, flat: Tensor, wanted: Tensor) -> Tensor:
         from qemcli.zoos.build import siren
 
         black, white = space.forward.levels
@@ -161,7 +169,7 @@ def _no_picture(space: WeightSpace) -> InputError | None:
     return None
 
 
-def _told(space: WeightSpace) -> str:
+def _told(space: Chain) -> str:
     run = space.forward
     size = "x".join(map(str, run.image or ()))
     return (
@@ -182,7 +190,7 @@ def choose(
         config = record["config"]
         k = config.get("expand", 1)
         seen.append(f"{folder.name} ({config['edit']}, k = {k}, widths {space.widths})")
-        fits = any(space.fits(s) and space.forward.w0 == s.forward.w0 for s in spaces)
+        fits = any(space.fits(s) and run_alike(space, s) for s in spaces)
         if config["edit"] == str(edit) and expand in (None, k) and fits:
             found.append((k, folder))
     if found:

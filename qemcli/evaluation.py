@@ -91,11 +91,10 @@ def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]
         raise UsageError(f"--thresholds: a {task.TARGET} is neither more nor less than another")
     sample = gather([zoo], task, edit=predictor.design.edit)
     if not predictor.reads(sample.space):
-        theirs = f"{predictor.space.family} {predictor.space.widths} {predictor.space.activation}"
+        alike = run_alike(predictor.space, sample.space)
         raise InputError(
-            f"'{predictor.name}' reads {theirs}; the zoo holds {sample.space.family} "
-            f"{sample.space.widths} {sample.space.activation}"
-            f"{'' if run_alike(predictor.space, sample.space) else ', run in another way'}"
+            f"'{predictor.name}' reads {predictor.space.title}; the zoo holds "
+            f"{sample.space.title}{'' if alike else ', run in another way'}"
         )
     rows = []
     for name, networks in moved(sample, plan):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qemcli.errors import InputError, UnsupportedError
 from qemcli.signals import render
-from qemcli.spaces import WeightSpace, chain
+from qemcli.spaces import Chain, chain
 
 Branches = Mapping[str, Tensor]  # (b, k, *shape) for every tensor of a space
 
@@ -28,13 +28,13 @@ def folded(branches: Branches) -> dict[str, Tensor]:
     return {name: x.flatten(0, 1) for name, x in branches.items()}
 
 
-def shown(space: WeightSpace, branches: Branches, size: tuple[int, int] | None = None) -> Tensor:
+def shown(space: Chain, branches: Branches, size: tuple[int, int] | None = None) -> Tensor:
     """The mean of what the branches show: (b, c, h, w) on the [0, 1] scale, differentiable."""
     k = branches[space.names[0]].shape[1]
     return render(space, folded(branches), size).unflatten(0, (-1, k)).mean(dim=1)
 
 
-def widened(space: WeightSpace, k: int) -> WeightSpace:
+def widened(space: Chain, k: int) -> Chain:
     """The space of the merged networks: the same keys and the same way of being run, hidden layers
     k times as wide. UnsupportedError where a layer is a convolution."""
     if any(layer.conv or layer.taps > 1 for layer in space.layers):
@@ -49,7 +49,7 @@ def widened(space: WeightSpace, k: int) -> WeightSpace:
     return chain(layers, space.family, None, space.activation, space.forward)
 
 
-def merge(space: WeightSpace, branches: Branches) -> tuple[WeightSpace, dict[str, Tensor]]:
+def merge(space: Chain, branches: Branches) -> tuple[Chain, dict[str, Tensor]]:
     """k branches (b, k, *shape) -> (their `widened` space, networks (b, *shape)) that answer with
     the branches' mean, exactly but for rounding; between branches the weights are exactly 0.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qemcli.errors import InputError, UnsupportedError
-from qemcli.spaces import Layer, WeightSpace
+from qemcli.spaces import Chain, Layer
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -30,7 +30,7 @@ MEMORY = 2**25  # numbers of one layer held at a time; more networks than that a
 SIDES = range(8, 65)  # image sides that are tried where the checkpoint does not say one
 
 
-def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def respond(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run b networks on p inputs: (b, p, outputs), logits, in the dtype of `w`.
 
     `x` is (p, inputs) for all of them, or (b, p, inputs), each network's own; for CNNs
@@ -55,7 +55,7 @@ def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return torch.cat(outputs) if outputs else x.new_zeros(0, count, space.layers[-1].rows)
 
 
-def differentiate(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def differentiate(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """What `respond` gives, (b, p, outputs), and its slopes (b, p, outputs, inputs) at `x`.
 
     Of SIRENs, `x` as there; differentiable once more. Raises InputError as `respond`, and for
@@ -81,7 +81,7 @@ def differentiate(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> tup
 
 
 def probe_inputs(
-    space: WeightSpace,
+    space: Chain,
     count: int,
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
@@ -99,7 +99,7 @@ def probe_inputs(
     return torch.randn(count, *shape, generator=generator, dtype=dtype)
 
 
-def image_shape(space: WeightSpace) -> tuple[int, int, int]:
+def image_shape(space: Chain) -> tuple[int, int, int]:
     """(channels, height, width) of the image a CNN reads: its own, or the smallest that fits."""
     channels = space.layers[0].cols
     if space.forward.image:
@@ -118,7 +118,7 @@ def image_shape(space: WeightSpace) -> tuple[int, int, int]:
     )
 
 
-def _fits(space: WeightSpace, height: int, width: int) -> bool:
+def _fits(space: Chain, height: int, width: int) -> bool:
     """True where all layers are defined on such an image and the dense one reads its positions."""
     forward = space.forward
     for layer in space.layers:
@@ -137,7 +137,7 @@ def _fits(space: WeightSpace, height: int, width: int) -> bool:
     return True
 
 
-def _check(space: WeightSpace, x: Tensor) -> None:
+def _check(space: Chain, x: Tensor) -> None:
     conv = space.layers[0].conv
     fits = x.dim() == 4 if conv else x.dim() in (2, 3)
     if not fits or x.shape[1 if conv else -1] != space.layers[0].cols:
@@ -147,19 +147,17 @@ def _check(space: WeightSpace, x: Tensor) -> None:
         )
 
 
-def _activate(space: WeightSpace, z: Tensor) -> Tensor:
+def _activate(space: Chain, z: Tensor) -> Tensor:
     if space.activation == "sin":
         z = space.forward.w0 * z
     return FUNCTIONS[space.activation or ""](z)
 
 
-def _run_dense(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _run_dense(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return _dense(space, w, x.expand(len(w[space.tensors[0].name]), *x.shape[-2:]), space.layers)
 
 
-def _dense(
-    space: WeightSpace, w: Mapping[str, Tensor], h: Tensor, layers: tuple[Layer, ...]
-) -> Tensor:
+def _dense(space: Chain, w: Mapping[str, Tensor], h: Tensor, layers: tuple[Layer, ...]) -> Tensor:
     """h (b, p, inputs) through dense layers, the last of them without activation."""
     for layer in layers:
         weight = w[layer.weight].transpose(1, 2)
@@ -169,7 +167,7 @@ def _dense(
     return h + space.forward.offset
 
 
-def _run_convolutions(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _run_convolutions(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The b networks stand side by side as groups of channels: (p, b*channels, height, width)."""
     batch, forward = len(w[space.tensors[0].name]), space.forward
     h, groups = x, 1

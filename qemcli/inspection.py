@@ -13,7 +13,7 @@ from qemcli import groups
 from qemcli.checkpoints import Checkpoint, open_checkpoint
 from qemcli.errors import QemError
 from qemcli.recognition import stated
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 from qemcli.zoos.statistics import digests, ties
 
 SMALL = 0.3  # sd times sqrt(inputs) of hidden weights: a SIREN's .05 to .1, nn.Linear's .58
@@ -70,6 +70,8 @@ def _source(space: WeightSpace, activation: str | None, siren: bool) -> str:
 def siren_hint(space: WeightSpace, flat: np.ndarray) -> str | None:
     """What to pass if this is an image INR that does not say how it is run; a guess from the spread
     of its weights, never acted on."""
+    if not isinstance(space, Chain):
+        return None
     dense = space.family in ("mlp", "siren") and space.activation in (None, "sin")
     image = space.layers[0].cols == 2 and space.layers[-1].rows in (1, 3)
     told = space.family == "siren" and space.forward.known and space.forward.axes

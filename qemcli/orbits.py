@@ -20,7 +20,7 @@ from qemcli import __version__, groups
 from qemcli.canonical import canonicalise
 from qemcli.errors import InputError, UnsupportedError
 from qemcli.functions import probe_inputs, respond
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import WeightSpace, chain_of
 from qemcli.testing import relative_error
 from qemcli.zoos.store import OWN_COLUMNS, Store
 
@@ -94,7 +94,7 @@ class Canonicalise:
         return None
 
     def __call__(self, space: WeightSpace, w: Weights, block: int) -> tuple[Weights, Columns]:
-        moved, _, ties = canonicalise(space, w)
+        moved, _, ties = canonicalise(chain_of(space, "a canonical form"), w)
         return moved, {"canonical.ties": ties.numpy()}
 
 
@@ -144,6 +144,7 @@ def _moved(space: WeightSpace, w: Weights, move: Move, block: int) -> tuple[np.n
     names = ("function_error", "function_error_float64")
     if space.activation is None:  # the function cannot be run; a permutation is exact as such
         return stored.numpy(), columns | dict.fromkeys(names, np.nan)
+    space = chain_of(space, "a proof on inputs")
     x = probe_inputs(space, PROBES, torch.Generator().manual_seed(block), torch.float64)
     before = respond(space, w, x)
     pair = (space.unflatten(stored.double()), exact)

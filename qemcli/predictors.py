@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
 from qemcli.shipped import shipped
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace, chain_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -73,7 +73,7 @@ class Design:
 
         branches = {"expand": self.config.get("expand", 1)}
         editor = module.Editor(space, self._configured(module.Config, branches))
-        return Shown(space, editor, self.config.get("pixels", 0))
+        return Shown(chain_of(space, "an editor"), editor, self.config.get("pixels", 0))
 
     def _configured(self, config: type, given: dict[str, int]) -> Any:
         known = {f.name: f for f in dataclasses.fields(config)}
@@ -108,7 +108,7 @@ def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dic
         return dict(w)
     from qemcli.balance import balance
 
-    return balance(space, w)[0]
+    return balance(chain_of(space, "balance"), w)[0]
 
 
 @dataclass
@@ -234,6 +234,8 @@ class Predictor:
 
 def run_alike(space: WeightSpace, other: WeightSpace) -> bool:
     """False where both are SIRENs that are known to be run differently: by w0, axes or levels."""
+    if not (isinstance(space, Chain) and isinstance(other, Chain)):
+        return True
     a, b = space.forward, other.forward
     if space.family != "siren" or not (a.known and b.known):
         return True

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
 from qemcli.ordering import Shape, Shapes, in_order, paired, unsupported
-from qemcli.spaces import ACTIVATIONS, CONVENTIONS, Forward, Layer, WeightSpace, chain
+from qemcli.spaces import ACTIVATIONS, CONVENTIONS, Chain, Forward, Layer, WeightSpace, chain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,7 +123,7 @@ def infer(
 
 def with_skipped(space: WeightSpace, skipped: tuple[tuple[str, str], ...]) -> WeightSpace:
     """The same space, with more tensors named as left out."""
-    return replace(space, skipped=(*space.skipped, *skipped))
+    return space.without(skipped)
 
 
 def _activation(metadata: Mapping[str, Any], stated: str | None) -> str | None:
@@ -213,6 +213,8 @@ def stated(space: WeightSpace, w0: float | None, convention: str | None) -> Weig
         raise UsageError(
             f"no convention is called '{convention}'", f"known: {', '.join(CONVENTIONS)}"
         )
+    if not isinstance(space, Chain):
+        return space
     run = space.forward if space.family == "siren" else Forward(axes="")
     unknown = w0 is None and (convention is None or not run.known)
     if unknown or space.family == "cnn" or space.activation not in (None, "sin"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from qemcli import signals
 from qemcli.errors import InputError
-from qemcli.spaces import CONVENTIONS, WeightSpace
+from qemcli.spaces import CONVENTIONS, WeightSpace, chain_of
 
 if TYPE_CHECKING:
     import pandas
@@ -101,7 +101,7 @@ def _known(value: Any) -> bool:
 
 def convention(space: WeightSpace) -> str:
     """The name of the convention by which a SIREN is run, or `own`."""
-    run = space.forward
+    run = chain_of(space, "a picture").forward
     for name, said in CONVENTIONS.items():
         if all(getattr(run, key) == value for key, value in said.items()):
             return name

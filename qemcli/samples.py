@@ -13,7 +13,7 @@ from torch import Tensor
 from qemcli.edits import find
 from qemcli.errors import InputError
 from qemcli.predictors import Design, prepared
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 if TYPE_CHECKING:
     import pandas
@@ -111,13 +111,16 @@ def gather(
 def _alike(space: WeightSpace, other: WeightSpace) -> bool:
     """The same layers and activation and, where that is known of SIRENs, run in the same way."""
     same = space.fits(other) and space.activation == other.activation
-    return same and (space.family != "siren" or space.forward == other.forward)
+    if isinstance(space, Chain) and isinstance(other, Chain) and space.family == "siren":
+        return same and space.forward == other.forward
+    return same
 
 
 def _kind(space: WeightSpace) -> str:
+    if not isinstance(space, Chain) or space.family != "siren":
+        return space.title
     run = space.forward
-    told = f" w0 {run.w0:g} axes {run.axes} levels {run.levels}" if space.family == "siren" else ""
-    return f"{space.family} {space.widths} {space.activation}{told}"
+    return f"{space.title} w0 {run.w0:g} axes {run.axes} levels {run.levels}"
 
 
 def scored(task: ModuleType, prediction: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:

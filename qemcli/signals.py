@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qemcli.errors import InputError
 from qemcli.functions import respond
-from qemcli.spaces import CONVENTIONS, WeightSpace
+from qemcli.spaces import CONVENTIONS, Chain, WeightSpace, chain_of
 
 CHANNELS = (1, 3)
 
@@ -18,6 +18,7 @@ def check(space: WeightSpace, size: tuple[int, int] | None = None) -> tuple[int,
     """(channels, height, width) of what the networks show; `size` (height, width) goes before the
     space's own. InputError where they are no image INRs, or where it is not known how they are
     run."""
+    space = chain_of(space, "a picture")
     inputs, outputs = space.layers[0].cols, space.layers[-1].rows
     described = f"a network of {inputs} inputs and {outputs} outputs"
     if inputs != 2 or outputs not in CHANNELS:
@@ -49,7 +50,7 @@ def check(space: WeightSpace, size: tuple[int, int] | None = None) -> tuple[int,
 
 
 def coordinates(
-    space: WeightSpace, height: int, width: int, dtype: torch.dtype = torch.float32
+    space: Chain, height: int, width: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The inputs of an image's pixels, row by row: (height * width, 2), both ends in [-1, 1].
 
@@ -70,6 +71,7 @@ def render(
     else the space's own. Raises InputError as `check`.
     """
     _, height, width = check(space, size)
+    space = chain_of(space, "a picture")
     dtype = w[space.layers[0].weight].dtype
     outputs = respond(space, w, coordinates(space, height, width, dtype).to(device(w)))
     black, white = space.forward.levels

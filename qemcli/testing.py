@@ -21,7 +21,7 @@ from torch import Tensor
 from qemcli.errors import InconclusiveError
 from qemcli.functions import respond
 from qemcli.groups import Element, act, identity, sample
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import WeightSpace, chain_of
 
 Networks = Mapping[str, Tensor]
 Model = Callable[[dict[str, Tensor]], Tensor]
@@ -173,7 +173,11 @@ def relative_error(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _answers(space: WeightSpace, w: Networks, x: Tensor) -> Tensor:
-    return respond(space, {k: v.double() for k, v in w.items()}, x.double())
+    return respond(
+        chain_of(space, "a comparison of functions"),
+        {k: v.double() for k, v in w.items()},
+        x.double(),
+    )
 
 
 def uncoupled(space: WeightSpace, w: Networks, generator: torch.Generator) -> dict[str, Tensor]:
@@ -199,7 +203,7 @@ def unmatched(
     scale_range: tuple[float, float] = ORDINARY,
 ) -> dict[str, Tensor]:
     """A control in no symmetry group: incoming weights scaled, outgoing ones left alone."""
-    batch = len(w[space.tensors[0].name])
+    batch, space = len(w[space.tensors[0].name]), chain_of(space, "this control")
     g = sample("scale", space.running("relu"), batch, generator, scale_range)
     scaled = act(g, space, w)
     pairs, wanted = space.matrices(w), space.matrices(scaled)

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qemcli.errors import UnsupportedError
-from qemcli.spaces import Forward, Layer, WeightSpace, chain
+from qemcli.spaces import Chain, Forward, Layer, chain
 
 _ACTIVATIONS: dict[Any, str] = {
     nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid",
@@ -52,7 +52,7 @@ class _Walk:
         )
 
 
-def trace(module: nn.Module, image: tuple[int, ...] | None = None) -> WeightSpace:
+def trace(module: nn.Module, image: tuple[int, ...] | None = None) -> Chain:
     """The weight space of a module that is a chain of Linear and Conv2d layers.
 
     `image` is the (channels, height, width) that a CNN reads, if known. Raises UnsupportedError
@@ -236,7 +236,7 @@ _RULES: tuple[tuple[Any, Callable[..., None]], ...] = (
 )
 
 
-def _space(walk: _Walk, image: tuple[int, ...] | None) -> WeightSpace:
+def _space(walk: _Walk, image: tuple[int, ...] | None) -> Chain:
     """Check that the same thing happens between all layers, and put the space together."""
     first, *between = walk.steps
     if not walk.layers:

@@ -23,7 +23,7 @@ from qemcli.layers.features import act_on_features
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.quasi import switched_off
 from qemcli.predictors import Predictor
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace, chain_of
 from qemcli.testing import (
     CONTROLS,
     KINDS,
@@ -100,7 +100,7 @@ def verify_predictor(
     Raises InconclusiveError where the answers are constant over the networks: nothing can be told.
     """
     before = answers(model, w)
-    limit = check.tolerance or tolerance(check.dtype, len(space.layers), size(before))
+    limit = check.tolerance or tolerance(check.dtype, space.depth, size(before))
     report = Report(claimed=sorted(claims), tolerance=limit)
     for group in groups:
         report.rows += _orbit(model, space, w, before, group, group in claims, check, limit)
@@ -158,7 +158,9 @@ def layers(
     module: Metanetwork, space: WeightSpace, w: Networks, check: Check
 ) -> list[dict[str, Any]]:
     """Equivariance after every step of an architecture that shows its steps; [] for the others."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if not isinstance(space, Chain):
+        return rows
     for group in sorted(module.claims(space)):
         generator = torch.Generator().manual_seed(check.seed)
         g = elements(group, space, len(next(iter(w.values()))), generator)["ordinary"]
@@ -170,7 +172,7 @@ def layers(
             )
             for (name, plain), (_, moved) in steps:
                 error = _apart(act_on_features(space, g, plain), moved)
-                limit = tolerance(check.dtype, len(space.layers)) * len(space.layers)
+                limit = tolerance(check.dtype, space.depth) * space.depth
                 holds = bool(error.max() <= limit)
                 row = _row(group, "equivariance", "ordinary", error, limit, holds, True)
                 # A quasi layer may move along the orbit by an element of its own: told, not judged.
@@ -213,8 +215,8 @@ def verify_network(space: WeightSpace, w: Networks, groups: list[str], check: Ch
     Raises InputError where the network cannot be run (its activation is not known).
     """
     generator = torch.Generator().manual_seed(check.seed)
-    x = probe_inputs(space, 32, generator, check.dtype)
-    limit = check.tolerance or tolerance(check.dtype, len(space.layers))
+    x = probe_inputs(chain_of(space, "a check on inputs"), 32, generator, check.dtype)
+    limit = check.tolerance or tolerance(check.dtype, space.depth)
     report = Report(claimed=sorted(groups), tolerance=limit)
     copies = {k: v.repeat(check.draws, *[1] * (v.dim() - 1)) for k, v in w.items()}
     for group in groups:

@@ -3,7 +3,7 @@
 import torch
 
 from qemcli.layers.features import Features
-from qemcli.spaces import WeightSpace, cnn, mlp
+from qemcli.spaces import Chain, cnn, mlp
 
 SPACES = {
     "mlp3": mlp([2, 5, 7, 3]),
@@ -14,7 +14,7 @@ SPACES = {
 }
 
 
-def draw_features(space: WeightSpace, channels: int, batch: int = 3, seed: int = 0) -> Features:
+def draw_features(space: Chain, channels: int, batch: int = 3, seed: int = 0) -> Features:
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def draw_features(space: WeightSpace, channels: int, batch: int = 3, seed: int =
     ]
 
 
-def draw_weights(space: WeightSpace, batch: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+def draw_weights(space: Chain, batch: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
     return space.unflatten(torch.randn(batch, space.size, generator=rng, dtype=torch.float64) * 0.5)
 
 
@@ -50,7 +50,7 @@ def randomise(module: torch.nn.Module, seed: int = 0, size: float = 1.0) -> torc
     return module
 
 
-def span(make, space: WeightSpace, draws: int) -> int:
+def span(make, space: Chain, draws: int) -> int:
     """The rank of the layer's linear part over random parameters (one channel, float64)."""
     features = [(torch.zeros_like(w), torch.zeros_like(b)) for w, b in draw_features(space, 1, 1)]
     sizes = [x.numel() for pair in features for x in pair]

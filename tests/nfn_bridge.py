@@ -6,10 +6,10 @@ from torch import Tensor
 
 from qemcli.layers.equivariant import HNPLinear, NPLinear
 from qemcli.layers.features import Features
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
-def network_spec(space: WeightSpace) -> NetworkSpec:
+def network_spec(space: Chain) -> NetworkSpec:
     """Their description; taps of any kind are a kernel of height 1."""
     weights = [
         ArraySpec((la.rows, la.cols, 1, la.taps) if la.taps > 1 else (la.rows, la.cols))
@@ -18,7 +18,7 @@ def network_spec(space: WeightSpace) -> NetworkSpec:
     return NetworkSpec(weights, [ArraySpec((la.rows,)) for la in space.layers])
 
 
-def theirs(space: WeightSpace, features: Features) -> WeightSpaceFeatures:
+def theirs(space: Chain, features: Features) -> WeightSpaceFeatures:
     """Our features in their layout: (b, c, j, k[, 1, f]) and (b, c, j)."""
     weights, biases = [], []
     for la, (w, b) in zip(space.layers, features, strict=True):
@@ -90,7 +90,7 @@ def copy_np(layer: NPLinear, other: torch.nn.Module) -> None:
 class _HNPCopy:
     """Where the free axes stand: theirs count (channel, axis), ours (axis, channel)."""
 
-    def __init__(self, space: WeightSpace, layer: HNPLinear) -> None:
+    def __init__(self, space: Chain, layer: HNPLinear) -> None:
         self.taps = [la.taps for la in space.layers]
         self.layer, self.c, self.m = layer, layer.c_in, layer.c_out
         self.n0, self.n_out = layer.n0, layer.n_out
@@ -122,7 +122,7 @@ class _HNPCopy:
 
 
 @torch.no_grad()
-def copy_hnp(space: WeightSpace, layer: HNPLinear, other: torch.nn.Module) -> None:
+def copy_hnp(space: Chain, layer: HNPLinear, other: torch.nn.Module) -> None:
     """Their HNPLinear's parameters into ours."""
     k = _HNPCopy(space, layer)
     c, m, f, last = k.c, k.m, k.taps, k.last

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qemcli.functions import image_shape
-from qemcli.spaces import ACTIVATIONS, Forward, WeightSpace, cnn, mlp, siren
+from qemcli.spaces import ACTIVATIONS, Chain, Forward, cnn, mlp, siren
 
 FAMILIES = ("mlp", "cnn pool", "cnn flatten", "siren")
 
@@ -26,7 +26,7 @@ def draw_space(
     family: str | None = None,
     activation: str | None = None,
     least: int = 1,
-) -> WeightSpace:
+) -> Chain:
     """A weight space with `least` to three hidden layers; activation any, unless it is said."""
     family = family or draw(st.sampled_from(FAMILIES))
     widths = draw(draw_widths(draw(st.integers(least, 3))))
@@ -39,7 +39,7 @@ def draw_space(
     return draw_cnn(widths, activation, pooling, flatten=family == "cnn flatten")
 
 
-def draw_cnn(widths: list[int], activation: str, pooling: str, flatten: bool) -> WeightSpace:
+def draw_cnn(widths: list[int], activation: str, pooling: str, flatten: bool) -> Chain:
     """A CNN that reads 9x9 images, with two dense layers where it has hidden layers enough."""
     junction = "flatten" if flatten else "pool"
     forward = Forward(1, 1, pooling, junction, image=(widths[0], 9, 9), known=True)
@@ -53,7 +53,7 @@ def draw_cnn(widths: list[int], activation: str, pooling: str, flatten: bool) ->
 
 
 def draw_networks(
-    space: WeightSpace, batch: int, seed: int = 0, dtype: torch.dtype = torch.float64
+    space: Chain, batch: int, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
     """`batch` networks whose answers keep an ordinary size; biases are not zero."""
     generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ from torch import Tensor
 from qemcli import groups
 from qemcli.balance import balance
 from qemcli.functions import probe_inputs, respond
-from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace, cnn, mlp, siren
+from qemcli.spaces import HOMOGENEOUS, ODD, Chain, cnn, mlp, siren
 
 BATCH = 4
 SEEDS = st.integers(0, 10**6)
@@ -26,7 +26,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def permuted(space: WeightSpace, g: groups.Element, w: dict[str, Tensor]) -> dict[str, Tensor]:
+def permuted(space: Chain, g: groups.Element, w: dict[str, Tensor]) -> dict[str, Tensor]:
     """`w` under the permutation part of `g`."""
     plain = groups.identity(space, g.batch)
     return groups.act(replace(plain, index=g.index), space, w)
@@ -45,13 +45,13 @@ def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     )
 
 
-def gap_of_functions(space: WeightSpace, a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+def gap_of_functions(space: Chain, a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     x = probe_inputs(space, 5, seeded(9), torch.float64)
     answers = respond(space, a, x)
     return float((respond(space, b, x) - answers).abs().max() / (answers.std() + 1e-30))
 
 
-def with_dead(space: WeightSpace, w: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_dead(space: Chain, w: dict[str, Tensor]) -> dict[str, Tensor]:
     """In every layer network 0 loses what enters a neuron, 1 what leaves one, 2 both."""
     pairs = [(weight.clone(), bias.clone()) for weight, bias in space.matrices(w)]
     for l, (weight, bias) in enumerate(pairs[:-1]):
@@ -62,7 +62,7 @@ def with_dead(space: WeightSpace, w: dict[str, Tensor]) -> dict[str, Tensor]:
     return space.from_matrices(pairs)
 
 
-def draw_treated(family: str | None = None) -> st.SearchStrategy[WeightSpace]:
+def draw_treated(family: str | None = None) -> st.SearchStrategy[Chain]:
     """Spaces whose activation balance does something for."""
     spaces = [draw_space(family, a) for a in sorted(HOMOGENEOUS | ODD)] + [draw_space("siren")]
     return st.one_of(spaces)
@@ -70,7 +70,7 @@ def draw_treated(family: str | None = None) -> st.SearchStrategy[WeightSpace]:
 
 @given(draw_treated(), SEEDS, st.sampled_from(RANGES), st.booleans())
 def test_balance_undoes_the_diagonal_and_follows_permutations(
-    space: WeightSpace, seed: int, scales: tuple[float, float], dead: bool
+    space: Chain, seed: int, scales: tuple[float, float], dead: bool
 ) -> None:
     w = draw_networks(space, BATCH, seed)
     w = with_dead(space, w) if dead else w
@@ -80,27 +80,27 @@ def test_balance_undoes_the_diagonal_and_follows_permutations(
 
 
 @given(draw_treated(), SEEDS, st.booleans())
-def test_balance_keeps_the_function(space: WeightSpace, seed: int, dead: bool) -> None:
+def test_balance_keeps_the_function(space: Chain, seed: int, dead: bool) -> None:
     w = draw_networks(space, BATCH, seed)
     w = with_dead(space, w) if dead else w
     assert gap_of_functions(space, w, balance(space, w)[0]) < 1e-10
 
 
 @given(draw_treated(), SEEDS, st.booleans())
-def test_balance_is_idempotent(space: WeightSpace, seed: int, dead: bool) -> None:
+def test_balance_is_idempotent(space: Chain, seed: int, dead: bool) -> None:
     w = draw_networks(space, BATCH, seed)
     once, _ = balance(space, with_dead(space, w) if dead else w)
     assert gap(balance(space, once)[0], once) < 1e-12
 
 
 @given(draw_treated(), SEEDS)
-def test_balance_element_carries_the_networks_there(space: WeightSpace, seed: int) -> None:
+def test_balance_element_carries_the_networks_there(space: Chain, seed: int) -> None:
     w = draw_networks(space, BATCH, seed)
     balanced, element = balance(space, w)
     assert gap(groups.act(element, space, w), balanced) < 1e-12
 
 
-def norms(space: WeightSpace, w: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+def norms(space: Chain, w: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """(squared norm coming in, going out) of every hidden layer."""
     pairs = space.matrices(w)
     return [
@@ -215,7 +215,7 @@ def test_control_scales_on_tanh_are_not_undone() -> None:
 
 
 @pytest.mark.parametrize("space", [mlp([3, 5, 4, 2], "tanh"), siren([2, 5, 4, 3])])
-def test_signs_of_rows_that_sum_to_zero_follow_the_next_keys(space: WeightSpace) -> None:
+def test_signs_of_rows_that_sum_to_zero_follow_the_next_keys(space: Chain) -> None:
     w = draw_networks(space, BATCH)
     w["0.bias"][:] = 0
     w["0.weight"][:, 0, 1:] = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from qemcli import registry
 from qemcli.errors import InputError
 from qemcli.predictors import Design, Predictor
-from qemcli.spaces import WeightSpace, mlp, siren
+from qemcli.spaces import Chain, mlp, siren
 from qemcli.tasks import classification as task
 from qemcli.zoos.store import Store
 
@@ -22,7 +22,7 @@ SPACE = siren([2, 5, 4, 1], image=(1, 6, 6))
 NAMES = ["dark", "grey", "light"]
 
 
-def constants(count: int, seed: int = 0, space: WeightSpace = SPACE) -> tuple[Tensor, np.ndarray]:
+def constants(count: int, seed: int = 0, space: Chain = SPACE) -> tuple[Tensor, np.ndarray]:
     """(flat, label): SIRENs whose pictures are all but plain, and how light they are."""
     rng = torch.Generator().manual_seed(seed)
     flat = 0.05 * torch.randn(count, space.size, generator=rng)
@@ -36,7 +36,7 @@ def write(
     flat: Tensor,
     label: list | np.ndarray | None,
     classes: list[str] | None = None,
-    space: WeightSpace = SPACE,
+    space: Chain = SPACE,
 ) -> Path:
     sides = np.array(["train", "train", "train", "val", "test"])
     rows = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from qemcli import groups
 from qemcli.layers import quasi
 from qemcli.predictors import Design, Predictor
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 from qemcli.zoos.opening import open_zoo
 
 FAINT = 1e-12
@@ -20,7 +20,7 @@ MONOMIAL = {"channels": [4, 4, 3], "head": 16}
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[WeightSpace, dict[str, Tensor]]:
+def trained() -> tuple[Chain, dict[str, Tensor]]:
     """The embedded networks with a neuron that reads, or is read, by less than 1e-12; float64."""
     ((space, flat, _),) = open_zoo("cnn-heldout", lambda text: None).load()
     w = space.unflatten(flat.double())
@@ -34,7 +34,7 @@ def trained() -> tuple[WeightSpace, dict[str, Tensor]]:
     return space, {name: x[faint] for name, x in w.items()}
 
 
-def predictor(space: WeightSpace, architecture: str, mode: str, **config: object) -> Predictor:
+def predictor(space: Chain, architecture: str, mode: str, **config: object) -> Predictor:
     torch.manual_seed(0)
     design = Design(architecture, mode, dict(config))
     model = design.build(space).double().eval()
@@ -44,7 +44,7 @@ def predictor(space: WeightSpace, architecture: str, mode: str, **config: object
     return Predictor("p", space, design, "generalization", model)
 
 
-def error(p: Predictor, space: WeightSpace, w: dict[str, Tensor]) -> float:
+def error(p: Predictor, space: Chain, w: dict[str, Tensor]) -> float:
     generator = torch.Generator().manual_seed(1)
     g = groups.sample("monomial", space, len(w[space.names[0]]), generator, (1e-4, 1e4))
     with torch.no_grad():

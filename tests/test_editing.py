@@ -19,7 +19,7 @@ from qemcli.expansion import folded, merge, shown
 from qemcli.layers.shown import Shown
 from qemcli.predictors import FILE, Design, Predictor
 from qemcli.samples import gather
-from qemcli.spaces import WeightSpace, mlp, siren
+from qemcli.spaces import Chain, mlp, siren
 from qemcli.tasks import editing
 from qemcli.zoos.store import Store
 from qemcli.zoos.zoo import Zoo
@@ -28,7 +28,7 @@ SPACE = siren([2, 5, 7, 1], image=(1, 9, 8))
 CONFIG = {"edit": "dilate", "channels": (4, 4), "fourier": 3, "fourier_scale": 0.5, "expand": 3}
 
 
-def make(quasi: str = "none", space: WeightSpace = SPACE, **config: object) -> Predictor:
+def make(quasi: str = "none", space: Chain = SPACE, **config: object) -> Predictor:
     torch.manual_seed(0)
     design = Design("nfn", quasi, {**CONFIG, **config})
     model = randomise(design.build(space), size=0.5).eval()
@@ -135,7 +135,7 @@ def test_reduced_scores_are_those_of_the_pictures() -> None:
     assert whole["psnr"] == pytest.approx(-10 * np.log10(whole["mse"]))
 
 
-def fitted(count: int, space: WeightSpace = SPACE, seed: int = 0) -> Tensor:
+def fitted(count: int, space: Chain = SPACE, seed: int = 0) -> Tensor:
     """Networks of the scale of SIRENs, which show something smooth."""
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(count, space.size, generator=rng) * 0.1

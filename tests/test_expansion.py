@@ -12,10 +12,10 @@ from qemcli.errors import InputError, UnsupportedError
 from qemcli.expansion import merge, shown, widened
 from qemcli.functions import respond
 from qemcli.signals import render
-from qemcli.spaces import WeightSpace, cnn, mlp, siren
+from qemcli.spaces import Chain, cnn, mlp, siren
 
 
-def draw_branches(space: WeightSpace, b: int, k: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def draw_branches(space: Chain, b: int, k: int, dtype: torch.dtype) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(k)
     flat = torch.randn(b * k, space.size, generator=rng, dtype=dtype) * 0.2
     return {name: x.unflatten(0, (b, k)) for name, x in space.unflatten(flat).items()}

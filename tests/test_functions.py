@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qemcli.errors import InputError, UnsupportedError
 from qemcli.functions import image_shape, probe_inputs, respond
-from qemcli.spaces import ACTIVATIONS, Forward, Layer, WeightSpace, chain, cnn, mlp, siren
+from qemcli.spaces import ACTIVATIONS, Chain, Forward, Layer, chain, cnn, mlp, siren
 
 
 class Sine(nn.Module):
@@ -38,7 +38,7 @@ class Arctan(nn.Module):
         return torch.atan(z)
 
 
-def activation_module(space: WeightSpace) -> nn.Module:
+def activation_module(space: Chain) -> nn.Module:
     modules: dict[str, nn.Module] = {
         "relu": nn.ReLU(),
         "leaky_relu": nn.LeakyReLU(),
@@ -57,7 +57,7 @@ def activation_module(space: WeightSpace) -> nn.Module:
     return modules[space.activation or ""]
 
 
-def reference(space: WeightSpace, w: dict[str, Tensor], x: Tensor) -> Tensor:
+def reference(space: Chain, w: dict[str, Tensor], x: Tensor) -> Tensor:
     """The same answers by nn.Sequential, network by network."""
     forward, answers = space.forward, []
     for i in range(len(w[space.tensors[0].name])):
@@ -89,7 +89,7 @@ def reference(space: WeightSpace, w: dict[str, Tensor], x: Tensor) -> Tensor:
     return torch.stack(answers)
 
 
-def two_dense_layers() -> WeightSpace:
+def two_dense_layers() -> Chain:
     layers = [
         Layer("c1.weight", "c1.bias", 3, 2, 15, conv=True),
         Layer("c2.weight", "c2.bias", 5, 3, 6, conv=True),
@@ -112,7 +112,7 @@ SPACES = {
 }
 
 
-def assert_as_reference(space: WeightSpace, rng: torch.Generator) -> None:
+def assert_as_reference(space: Chain, rng: torch.Generator) -> None:
     w = draw_networks(space, batch=3)
     x = probe_inputs(space, 4, rng, torch.float64)
     torch.testing.assert_close(respond(space, w, x), reference(space, w, x), rtol=1e-12, atol=1e-12)

@@ -15,7 +15,7 @@ from torch import Tensor
 from qemcli import groups
 from qemcli.errors import InputError, UnsupportedError, UsageError
 from qemcli.functions import probe_inputs, respond
-from qemcli.spaces import HOMOGENEOUS, ODD, Forward, WeightSpace, cnn, mlp, siren
+from qemcli.spaces import HOMOGENEOUS, ODD, Chain, Forward, cnn, mlp, siren
 
 BATCH = 3
 SEEDS = st.integers(0, 10**6)
@@ -32,7 +32,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
 
 
-def moved_by(space: WeightSpace, w: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+def moved_by(space: Chain, w: dict[str, Tensor], after: dict[str, Tensor]) -> float:
     """Largest change of the function over the spread of its answers, in float64."""
     x = probe_inputs(space, 5, seeded(9), torch.float64)
     answers = respond(space, w, x)
@@ -40,7 +40,7 @@ def moved_by(space: WeightSpace, w: dict[str, Tensor], after: dict[str, Tensor])
 
 
 @st.composite
-def draw_case(draw: st.DrawFn, family: str, group: str) -> tuple[WeightSpace, int]:
+def draw_case(draw: st.DrawFn, family: str, group: str) -> tuple[Chain, int]:
     """A space of the family on which the group is a symmetry, and a seed."""
     fits = {"scale": HOMOGENEOUS, "sign": ODD, "phase": {"sin"}, "monomial": HOMOGENEOUS | ODD}
     activation = draw(st.sampled_from(sorted(fits[group]))) if group in fits else None
@@ -156,7 +156,7 @@ def test_act_gives_each_network_its_own_element_where_batch_equals_width() -> No
 
 
 @pytest.mark.parametrize("space", [mlp([3, 1, 2]), mlp([1, 1, 1, 1]), cnn([1, 1], 1)])
-def test_one_neuron_a_layer_still_has_scales(space: WeightSpace) -> None:
+def test_one_neuron_a_layer_still_has_scales(space: Chain) -> None:
     w = draw_networks(space, BATCH)
     g = groups.sample("all", space, BATCH, seeded(0))
     moved = groups.act(g, space, w)

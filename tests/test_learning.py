@@ -18,14 +18,14 @@ from zoo_kit import write_zoo
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
 from qemcli.predictors import FILE, Design, Predictor
-from qemcli.spaces import WeightSpace, cnn
+from qemcli.spaces import Chain, cnn
 from qemcli.training import Rows, Run, Schedule
 
 SPACE = cnn([1, 3, 4], 3)
 TASK = registry.load("tasks", "generalization")
 
 
-def _networks(space: WeightSpace = SPACE, count: int = 60) -> Tensor:
+def _networks(space: Chain = SPACE, count: int = 60) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     size = 0.1 + torch.rand(count, 1, generator=generator)
     return size * torch.randn(count, space.size, generator=generator)

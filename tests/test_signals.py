@@ -10,12 +10,12 @@ import torch
 
 from qemcli.errors import InputError
 from qemcli.signals import check, coordinates, psnr, render
-from qemcli.spaces import Forward, WeightSpace, mlp, siren
+from qemcli.spaces import Chain, Forward, mlp, siren
 
 IMAGE = (1, 5, 7)
 
 
-def draw(space: WeightSpace, count: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+def draw(space: Chain, count: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
     flat = torch.randn(count, space.size, generator=rng, dtype=torch.float64) / 30
     return space.unflatten(flat)
 

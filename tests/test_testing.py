@@ -15,7 +15,7 @@ from qemcli import groups, testing
 from qemcli.balance import balance
 from qemcli.errors import InconclusiveError
 from qemcli.functions import probe_inputs
-from qemcli.spaces import WeightSpace, cnn, mlp, siren
+from qemcli.spaces import Chain, cnn, mlp, siren
 
 BATCH = 16
 Networks = dict[str, Tensor]
@@ -37,7 +37,7 @@ def moments(w: Networks) -> Tensor:
     return torch.stack([x.flatten(1).pow(p).mean(1) for x in w.values() for p in (2, 3)], dim=1)
 
 
-def paths(space: WeightSpace) -> Callable[[Networks], Tensor]:
+def paths(space: Chain) -> Callable[[Networks], Tensor]:
     """Invariant to permutations, scales and signs: the product of the layers, squared."""
 
     def model(w: Networks) -> Tensor:
@@ -51,9 +51,7 @@ def paths(space: WeightSpace) -> Callable[[Networks], Tensor]:
     return model
 
 
-def balanced(
-    space: WeightSpace, model: Callable[[Networks], Tensor]
-) -> Callable[[Networks], Tensor]:
+def balanced(space: Chain, model: Callable[[Networks], Tensor]) -> Callable[[Networks], Tensor]:
     return lambda w: model(balance(space, w)[0])
 
 
@@ -63,7 +61,7 @@ def by_position(w: Networks) -> Tensor:
     return flat.square() @ torch.arange(1.0, flat.shape[1] + 1, dtype=flat.dtype)
 
 
-def bound(space: WeightSpace, model: Callable[[Networks], Tensor], w: Networks) -> float:
+def bound(space: Chain, model: Callable[[Networks], Tensor], w: Networks) -> float:
     found = testing.answers(model, w)
     return testing.tolerance(found.dtype, len(space.layers), testing.size(found))
 
@@ -191,7 +189,7 @@ def test_equivariance_error_tells_right_layers_from_wrong() -> None:
 
 
 @given(draw_space(least=1), st.integers(0, 1000))
-def test_function_error_is_rounding_along_the_orbit(space: WeightSpace, seed: int) -> None:
+def test_function_error_is_rounding_along_the_orbit(space: Chain, seed: int) -> None:
     w = draw_networks(space, 3, seed)
     g = groups.sample("all", space, 3, seeded(seed), (1.0, 1e4))
     x = probe_inputs(space, 4, seeded(seed))

@@ -15,14 +15,14 @@ from qemcli import verification
 from qemcli.errors import InconclusiveError, UsageError
 from qemcli.layers.twin import Twin
 from qemcli.predictors import Design, Predictor
-from qemcli.spaces import WeightSpace, cnn, mlp
+from qemcli.spaces import Chain, cnn, mlp
 from qemcli.verification import Check
 
 SPACE = cnn([1, 5, 7, 4], 3, positions=4)
 CHECK = Check(samples=6)
 
 
-def _networks(space: WeightSpace, count: int = 8) -> Tensor:
+def _networks(space: Chain, count: int = 8) -> Tensor:
     return 0.3 * torch.randn(count, space.size, generator=torch.Generator().manual_seed(3))
 
 

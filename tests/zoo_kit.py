@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 from qemcli.zoos.store import Store
 
 
 def write_zoo(
-    folder: Path, space: WeightSpace, flat: Tensor, seed: int = 0, **columns: np.ndarray
+    folder: Path, space: Chain, flat: Tensor, seed: int = 0, **columns: np.ndarray
 ) -> Path:
     """The networks as a zoo of our layout, with labels that the weights determine, split 60/20/20,
     and more columns."""

@@ -24,7 +24,7 @@ from qemcli.layers.features import ChannelDropout, Features, door, pointwise
 from qemcli.layers.metanetwork import Bodied, Body
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import StandardiseTensors
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ EDITORS = {
 class _Body(Body):
     """The layers: one-channel features -> features of `c_out` channels, with every step by name."""
 
-    def __init__(self, space: WeightSpace, config: Config, c_out: int) -> None:
+    def __init__(self, space: Chain, config: Config, c_out: int) -> None:
         super().__init__()
         self.standard = StandardiseTensors(space, config.standardised)
         channels = [1, *[config.hidden] * config.depth, c_out]
@@ -106,7 +106,7 @@ class _Body(Body):
         return self.steps(h)[-1][1]
 
 
-def _layer(space: WeightSpace, config: Config, c_in: int, c_out: int, heads: int) -> nn.Module:
+def _layer(space: Chain, config: Config, c_in: int, c_out: int, heads: int) -> nn.Module:
     if config.maps == "basis":
         return HNPLinear(space, c_in, c_out, full_basis=True)
     layer = DWSLayer(space, c_in, c_out, config.maps, config.reduction, heads)
@@ -117,7 +117,7 @@ def _layer(space: WeightSpace, config: Config, c_in: int, c_out: int, heads: int
 class Model(Bodied):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.body = _Body(space, config, config.hidden)
@@ -136,7 +136,7 @@ class Editor(Bodied):
     The body with k channels in its last layer, times one learned scalar a tensor.
     """
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.body = _Body(space, config, config.expand)

@@ -17,7 +17,7 @@ from qemcli.layers.heads import mlp_head
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import WeightSpace, chain_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Editor(Metanetwork):
         head = mlp_head(space.size, config.head, config.head, config.dropout)
         out = nn.Linear(config.head, config.expand * space.size)
         self.body = nn.Sequential(*head, nn.ReLU(), out)
-        self.out = Deltas(space)
+        self.out = Deltas(chain_of(space, "an editor"))
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Nothing."""

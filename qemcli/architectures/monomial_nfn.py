@@ -40,7 +40,7 @@ from qemcli.layers.presets import Preset
 from qemcli.layers.stack import Stack
 from qemcli.layers.statistics import ScaleTensors
 from qemcli.registry import suggest
-from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
+from qemcli.spaces import HOMOGENEOUS, ODD, Chain, WeightSpace
 
 POOLS = ("exact", "published", "means")
 
@@ -149,7 +149,7 @@ EDITORS = {
 class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.signs = _signs(space, config)
@@ -232,7 +232,7 @@ class Editor(Metanetwork):
     is, and only permutations are left. s is one learned scalar a tensor.
     """
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         if config.quasi != "none":
             raise UsageError("monomial_nfn's editor has no quasi layer", "choose quasi none")
@@ -287,13 +287,13 @@ class Editor(Metanetwork):
         return self.out(self.equivariant(w)[-1][1])
 
 
-def _linears(space: WeightSpace, config: Config, signs: bool, channels: list[int]) -> nn.ModuleList:
+def _linears(space: Chain, config: Config, signs: bool, channels: list[int]) -> nn.ModuleList:
     """The equivariant layers from one number of channels to the next."""
     made = SignLinear if signs and config.signs == "complete" else PositiveScaleLinear
     return nn.ModuleList(made(space, a, b) for a, b in pairwise(channels))
 
 
-def _reader(space: WeightSpace, config: Config, signs: bool, channels: int) -> Stack | None:
+def _reader(space: Chain, config: Config, signs: bool, channels: int) -> Stack | None:
     """What reads the features behind the even map, where a reader is asked for."""
     if config.reader == "none":
         return None
@@ -304,7 +304,7 @@ def _reader(space: WeightSpace, config: Config, signs: bool, channels: int) -> S
     return Stack(space, channels, c.reader_channels, c.reader, c.dropout, *coded)
 
 
-def _signs(space: WeightSpace, config: Config) -> bool:
+def _signs(space: Chain, config: Config) -> bool:
     """True for the sign group, False for positive scales; an error where the activation has
     neither.
     """
@@ -327,7 +327,7 @@ def _signs(space: WeightSpace, config: Config) -> bool:
     )
 
 
-def _pool(space: WeightSpace, config: Config, channels: int) -> NormalisingPool | HNPPool:
+def _pool(space: Chain, config: Config, channels: int) -> NormalisingPool | HNPPool:
     if config.pool == "exact":
         return NormalisingPool(space, channels)
     if config.pool == "published":

@@ -27,7 +27,7 @@ from qemcli.layers.pna import GNN
 from qemcli.layers.presets import Preset
 from qemcli.layers.relational import Transformer
 from qemcli.registry import suggest
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 BACKBONES = ("gnn", "transformer")
 
@@ -91,7 +91,7 @@ EDITORS = {
 class _Graph(Metanetwork):
     """What model and editor have in common: a backbone, and what it is equivariant to."""
 
-    space: WeightSpace
+    space: Chain
     backbone: GNN | Transformer
 
     def claims(self, space: WeightSpace) -> set[str]:
@@ -110,7 +110,7 @@ class _Graph(Metanetwork):
 class Model(_Graph):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.backbone = _backbone(space, config, pairs=False)
@@ -128,7 +128,7 @@ class Editor(_Graph):
     them, and is not equivariant), that of W_l one of its forward edges.
     """
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         if config.layers < 2 and config.backbone == "gnn":
             raise UsageError("an editor reads updated edges", "choose layers >= 2")
@@ -147,14 +147,12 @@ class Editor(_Graph):
         return self.out(list(zip(edges, nodes, strict=True)))
 
 
-def _features(space: WeightSpace, x: Tensor, edges: list[Tensor]) -> Features:
+def _features(space: Chain, x: Tensor, edges: list[Tensor]) -> Features:
     """Nodes of layers 1..L in the place of the biases, edges in that of the weights."""
     return list(zip(edges, x.split(list(space.widths), dim=1)[1:], strict=True))
 
 
-def _steps(
-    space: WeightSpace, steps: list[tuple[Tensor, list[Tensor]]]
-) -> list[tuple[str, Features]]:
+def _steps(space: Chain, steps: list[tuple[Tensor, list[Tensor]]]) -> list[tuple[str, Features]]:
     return [(f"layer{i}", _features(space, *step)) for i, step in enumerate(steps, start=1)]
 
 
@@ -166,7 +164,7 @@ def _edge_channels(config: Config) -> int:
     return config.channels if config.backbone == "gnn" else config.channels // 2
 
 
-def _head(space: WeightSpace, config: Config) -> nn.Module:
+def _head(space: Chain, config: Config) -> nn.Module:
     """The published heads: three Linears of the outputs' nodes, or two of twice the width."""
     c, reads = config.channels, space.widths[-1] * config.channels
     if config.backbone == "gnn":
@@ -174,7 +172,7 @@ def _head(space: WeightSpace, config: Config) -> nn.Module:
     return nn.Sequential(nn.Linear(reads, 2 * c), nn.ReLU(), nn.Linear(2 * c, config.outputs))
 
 
-def _backbone(space: WeightSpace, config: Config, pairs: bool) -> GNN | Transformer:
+def _backbone(space: Chain, config: Config, pairs: bool) -> GNN | Transformer:
     """`pairs`: the transformer's last layer updates its pairs too."""
     require_hidden(space, "a neural graph")
     if config.backbone not in BACKBONES:

@@ -27,7 +27,7 @@ from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.pooling import HNPPool, NPPool
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import StandardiseTensors
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ EDITORS = {
 class _Permuting(Metanetwork):
     """What model and editor have in common: standardised tensors, and perhaps a quasi layer."""
 
-    space: WeightSpace
+    space: Chain
     standard: StandardiseTensors
     quasi: quasi.Paper | quasi.Released | quasi.Exact | None
 
@@ -127,7 +127,7 @@ class _Permuting(Metanetwork):
 class Model(_Permuting):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.standard = StandardiseTensors(space, config.standardised)
@@ -183,7 +183,7 @@ class Editor(_Permuting):
     The last map has k channels, s is one learned scalar a tensor (layers/deltas.py).
     """
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.standard = StandardiseTensors(space, config.standardised)

@@ -26,7 +26,7 @@ from qemcli.layers.nft import Block, Sequence
 from qemcli.layers.pooling import HNPPool
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import StandardiseTensors
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ EDITORS = {
 class _Body(Body):
     """Encoding, codes and blocks: one-channel features -> features of C, a tap as an entry."""
 
-    def __init__(self, space: WeightSpace, config: Config) -> None:
+    def __init__(self, space: Chain, config: Config) -> None:
         super().__init__()
         require_hidden(space, "NFT")
         c = config.channels
@@ -111,7 +111,7 @@ class _Body(Body):
 class Model(Bodied):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.body = _Body(space, config)
@@ -132,7 +132,7 @@ class Editor(Bodied):
     tensor.
     """
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.body = _Body(space, config)

@@ -36,7 +36,7 @@ from qemcli.layers.probing import (
 )
 from qemcli.layers.statistics import Standardise
 from qemcli.registry import suggest
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 MAKERS = ("generated", "free")
 CHUNK = 512  # networks of the training set that answer at a time
@@ -78,7 +78,7 @@ PRESETS = {
 class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         require_runnable(space)
         self.space, self.config = space, config

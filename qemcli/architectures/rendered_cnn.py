@@ -24,7 +24,7 @@ from qemcli.layers.presets import Preset
 from qemcli.layers.probing import Jitter, batch_of
 from qemcli.layers.statistics import Standardise
 from qemcli.signals import check, coordinates, device
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ PRESETS = {
 class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         shown, self.height, self.width = check(space, config.size or None)

@@ -33,7 +33,7 @@ from qemcli.layers.scale_graph import (
 )
 from qemcli.layers.scale_readouts import EndsReadout, GraphReadout, OutputsReadout, PlainReadout
 from qemcli.registry import suggest
-from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
+from qemcli.spaces import HOMOGENEOUS, ODD, Chain, WeightSpace
 
 SYMMETRIES = {"permutation": PERMUTATION, "sign": SIGN, "scale": SCALE}
 DIRECTIONS = ("forward", "both")
@@ -161,7 +161,7 @@ EDITORS = {
 class _Carrying(Metanetwork):
     """What model and editor have in common: a backbone that carries factors along."""
 
-    space: WeightSpace
+    space: Chain
     config: Config
     backbone: ScaleStack
 
@@ -178,7 +178,7 @@ class _Carrying(Metanetwork):
 class Model(_Carrying):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.backbone = _backbone(space, config)
@@ -204,7 +204,7 @@ class Editor(_Carrying):
     the nodes of layer l, that of W_l on its edges: both carry the factors of what they join.
     """
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = space, config
         self.backbone = _backbone(space, config, config.expand)
@@ -224,7 +224,7 @@ class Editor(_Carrying):
         return self.out(self.equivariant(w)[-1][1])
 
 
-def claims(space: WeightSpace, config: Config) -> set[str]:
+def claims(space: Chain, config: Config) -> set[str]:
     """The groups that these maps commute with. Where an activation has signs and scales both
     (identity), only one of them is carried along."""
     name = resolved(space, config)
@@ -234,7 +234,7 @@ def claims(space: WeightSpace, config: Config) -> set[str]:
     return {"permutation", name} | (set() if whole else {"monomial"})
 
 
-def resolved(space: WeightSpace, config: Config) -> str:
+def resolved(space: Chain, config: Config) -> str:
     """The name of the symmetry, where it is `auto` by the networks' activation."""
     name = config.symmetry
     if name not in ("auto", *SYMMETRIES):
@@ -252,7 +252,7 @@ def resolved(space: WeightSpace, config: Config) -> str:
     )
 
 
-def _backbone(space: WeightSpace, config: Config, writes: int = 0) -> ScaleStack:
+def _backbone(space: Chain, config: Config, writes: int = 0) -> ScaleStack:
     """`writes`: what the last layer writes on nodes, and on edges for every tap (0: as many
     channels on nodes as before, and no edges)."""
     require_hidden(space, "ScaleGMN")
@@ -270,7 +270,7 @@ def _backbone(space: WeightSpace, config: Config, writes: int = 0) -> ScaleStack
     return ScaleStack(entry, layers, skips, config.inner_codes, config.dropout, bool(writes))
 
 
-def style_of(space: WeightSpace, config: Config) -> blocks.Style:
+def style_of(space: Chain, config: Config) -> blocks.Style:
     """How the blocks are made; UsageError for what there is not."""
     for name, value, known in (
         ("invariants", config.invariants, INVARIANTS),
@@ -289,7 +289,7 @@ def style_of(space: WeightSpace, config: Config) -> blocks.Style:
     )
 
 
-def _readout(space: WeightSpace, config: Config) -> type[nn.Module]:
+def _readout(space: Chain, config: Config) -> type[nn.Module]:
     if config.readout == "ends":
         return EndsReadout if config.direction == "both" else OutputsReadout
     if config.readout == "graph":

@@ -22,7 +22,7 @@ from qemcli.layers.heads import mlp_head
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise, tensor_statistics
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace, chain_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ PRESETS = {
 }
 
 
+QUASI = "this quasi layer"
+
+
 class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
@@ -63,7 +66,11 @@ class Model(Metanetwork):
         self.scale = Standardise(features) if config.standardised else nn.Identity()
         self.head = mlp_head(features, config.head, config.outputs, config.dropout)
         # Drawn last: with one seed, every mode starts from the same head.
-        self.quasi = quasi.make(config.quasi, space, 1, 1, config.eps, config.eps_learned)
+        self.quasi = (
+            quasi.make(config.quasi, chain_of(space, QUASI), 1, 1, config.eps, config.eps_learned)
+            if config.quasi != "none"
+            else None
+        )
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
@@ -76,11 +83,13 @@ class Model(Metanetwork):
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """The weights, and what the quasi layer makes of them; by name, as features."""
+        if not isinstance(self.space, Chain):
+            return []
         h = door(self.space, w)
         steps = [("input", h)]
         return steps if self.quasi is None else [*steps, ("quasi", self.quasi(w, h, h))]
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         if self.quasi is not None:
-            w = exit_door(self.space, self.equivariant(w)[-1][1])
+            w = exit_door(chain_of(self.space, QUASI), self.equivariant(w)[-1][1])
         return self.head(self.scale(tensor_statistics(self.space, w)))

@@ -6,12 +6,12 @@ import torch
 
 from qemcli.groups._element import Part
 from qemcli.groups.scale import UNKNOWN, Scales
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 MOST = 3  # half turns either way; more only costs digits of the bias
 
 
-def refusal(space: WeightSpace) -> str | None:
+def refusal(space: Chain) -> str | None:
     """The activation must be sin(w0 z) with w0 known, as in a SIREN, and biases there."""
     if space.activation is None:
         return f"whether half turns are a symmetry {UNKNOWN}"
@@ -27,9 +27,7 @@ def refusal(space: WeightSpace) -> str | None:
     return None
 
 
-def draw(
-    space: WeightSpace, n: int, batch: int, generator: torch.Generator, scales: Scales
-) -> Part:
+def draw(space: Chain, n: int, batch: int, generator: torch.Generator, scales: Scales) -> Part:
     """Uniform over -3 ... 3 half turns a neuron."""
     shape = (batch, n)
     return Part(

@@ -9,7 +9,7 @@ import torch
 
 from qemcli.errors import UsageError
 from qemcli.groups._element import Part
-from qemcli.spaces import HOMOGENEOUS, WeightSpace
+from qemcli.spaces import HOMOGENEOUS, Chain
 
 UNKNOWN = "depends on the activation, which is not known here; pass --activation NAME"
 LAWS = ("uniform", "log")
@@ -38,7 +38,7 @@ class Scales:
         return cls(low, high, law)
 
 
-def refusal(space: WeightSpace) -> str | None:
+def refusal(space: Chain) -> str | None:
     """The activation must be positively homogeneous; pooling, zero padding and flattening are."""
     if space.activation is None:
         return f"whether positive scales are a symmetry {UNKNOWN}"
@@ -51,9 +51,7 @@ def refusal(space: WeightSpace) -> str | None:
     return None
 
 
-def draw(
-    space: WeightSpace, n: int, batch: int, generator: torch.Generator, scales: Scales
-) -> Part:
+def draw(space: Chain, n: int, batch: int, generator: torch.Generator, scales: Scales) -> Part:
     """One positive factor a neuron."""
     u = torch.rand(batch, n, generator=generator, dtype=torch.float64, device=generator.device)
     if scales.law == "log":

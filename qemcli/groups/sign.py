@@ -6,10 +6,10 @@ import torch
 
 from qemcli.groups._element import Part
 from qemcli.groups.scale import UNKNOWN, Scales
-from qemcli.spaces import ODD, WeightSpace
+from qemcli.spaces import ODD, Chain
 
 
-def refusal(space: WeightSpace) -> str | None:
+def refusal(space: Chain) -> str | None:
     """The activation must be odd, f(-x) = -f(x), and so must everything up to the next weights."""
     if space.activation is None:
         return f"whether signs are a symmetry {UNKNOWN}"
@@ -22,9 +22,7 @@ def refusal(space: WeightSpace) -> str | None:
     return None
 
 
-def draw(
-    space: WeightSpace, n: int, batch: int, generator: torch.Generator, scales: Scales
-) -> Part:
+def draw(space: Chain, n: int, batch: int, generator: torch.Generator, scales: Scales) -> Part:
     """A fair coin a neuron: factors 1 and -1."""
     coin = torch.randint(2, (batch, n), generator=generator, device=generator.device)
     return Part(factor=1.0 - 2.0 * coin.double())

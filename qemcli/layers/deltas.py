@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.layers.features import Features
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 class Deltas(nn.Module):
@@ -17,7 +17,7 @@ class Deltas(nn.Module):
     arXiv:2302.14040 (k = 1, scale .01); arXiv:2602.01083 (branches).
     """
 
-    def __init__(self, space: WeightSpace, scale: float = 0.01) -> None:
+    def __init__(self, space: Chain, scale: float = 0.01) -> None:
         super().__init__()
         self.space = space
         self.scales = nn.Parameter(torch.full((len(space.tensors),), scale))

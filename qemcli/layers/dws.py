@@ -25,7 +25,7 @@ from qemcli.errors import UsageError
 from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.neurons import mean
 from qemcli.registry import suggest
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 Axes = tuple[int, ...]  # hidden layers whose neurons a tensor runs over
 Reduce = Callable[[Tensor, int], Tensor]
@@ -41,7 +41,7 @@ def reducing(name: str) -> Reduce:
     return REDUCTIONS[name]
 
 
-def tensor_axes(space: WeightSpace) -> list[Axes]:
+def tensor_axes(space: Chain) -> list[Axes]:
     """The hidden axes of W_1, b_1, ..., W_L, b_L: (l, l-1) and (l,), without 0 and L."""
     last = len(space.layers)
     axes = []
@@ -51,7 +51,7 @@ def tensor_axes(space: WeightSpace) -> list[Axes]:
     return axes
 
 
-def free_sizes(space: WeightSpace) -> list[int]:
+def free_sizes(space: Chain) -> list[int]:
     """How many numbers of each tensor, a channel, fold into its features: free axes and taps."""
     sizes = [n for la in space.layers for n in (la.taps, 1)]
     sizes[0] *= space.layers[0].cols
@@ -70,7 +70,7 @@ def fold(features: Features) -> list[Tensor]:
     return [first.flatten(2), bias, *inside, *end]
 
 
-def unfold(space: WeightSpace, xs: list[Tensor]) -> Features:
+def unfold(space: Chain, xs: list[Tensor]) -> Features:
     """The inverse of `fold`."""
     n0, n_out = space.layers[0].cols, space.layers[-1].rows
     pairs = list(zip(xs[::2], xs[1::2], strict=True))
@@ -141,7 +141,7 @@ class DWSLayer(nn.Module):
 
     def __init__(
         self,
-        space: WeightSpace,
+        space: Chain,
         c_in: int,
         c_out: int,
         sets: str = "attention",
@@ -218,7 +218,7 @@ class TensorBatchNorm(nn.Module):
     """Batch normalisation of every tensor by itself, over networks and entries, a channel (and
     tap)."""
 
-    def __init__(self, space: WeightSpace, channels: int) -> None:
+    def __init__(self, space: Chain, channels: int) -> None:
         super().__init__()
         sizes = [n for la in space.layers for n in (la.taps * channels, channels)]
         self.norms = nn.ModuleList(nn.BatchNorm1d(n) for n in sizes)
@@ -241,7 +241,7 @@ class FoldedPool(nn.Module):
     With means it is HNPPool's vector in another order. Source: arXiv:2301.12780 (maxima).
     """
 
-    def __init__(self, space: WeightSpace, reduction: str) -> None:
+    def __init__(self, space: Chain, reduction: str) -> None:
         super().__init__()
         self.per_channel = sum(free_sizes(space))
         self.reduce = reducing(reduction)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qemcli.errors import UsageError
 from qemcli.layers.features import Features, require_hidden
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 class Fourier(nn.Module):
@@ -57,7 +57,7 @@ class IOCode(nn.Module):
     inputs: Tensor
     outputs: Tensor
 
-    def __init__(self, space: WeightSpace, c_in: int, largest: float, bands: int) -> None:
+    def __init__(self, space: Chain, c_in: int, largest: float, bands: int) -> None:
         super().__init__()
         require_hidden(space, "a code of inputs and outputs")
         self.width = 2 * bands + 1
@@ -98,7 +98,7 @@ def _joined(x: Tensor, code: Tensor) -> Tensor:
 
 
 def encode(
-    space: WeightSpace,
+    space: Chain,
     channels: int,
     fourier: int = 0,
     fourier_scale: float = 3.0,

@@ -22,7 +22,7 @@ from qemcli.errors import UsageError
 from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.neurons import Global, Neurons, folded, mean, mix, uniform
 from qemcli.registry import suggest
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 LINEAR = ("hnp", "hnp-full", "np-posemb", "np")
 
@@ -36,9 +36,7 @@ class NPLinear(nn.Module):
     channels. Source: arXiv:2302.14040, section 3 and appendix.
     """
 
-    def __init__(
-        self, space: WeightSpace, c_in: int, c_out: int, io_embedding: bool = False
-    ) -> None:
+    def __init__(self, space: Chain, c_in: int, c_out: int, io_embedding: bool = False) -> None:
         super().__init__()
         require_hidden(space, "an NP layer")
         taps = [la.taps for la in space.layers]
@@ -122,7 +120,7 @@ class HNPLinear(nn.Module):
     appendix; counts as in PyPI's nfn 0.1.2.
     """
 
-    def __init__(self, space: WeightSpace, c_in: int, c_out: int, full_basis: bool = False) -> None:
+    def __init__(self, space: Chain, c_in: int, c_out: int, full_basis: bool = False) -> None:
         super().__init__()
         require_hidden(space, "an HNP layer")
         layers, self.full_basis = space.layers, full_basis
@@ -236,7 +234,7 @@ class HNPLinear(nn.Module):
         return out
 
 
-def equivariant_linear(space: WeightSpace, name: str, c_in: int, c_out: int) -> nn.Module:
+def equivariant_linear(space: Chain, name: str, c_in: int, c_out: int) -> nn.Module:
     """The layer that a configuration calls by a name of LINEAR; UsageError for another."""
     if name in ("hnp", "hnp-full"):
         return HNPLinear(space, c_in, c_out, full_basis=name == "hnp-full")

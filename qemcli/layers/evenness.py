@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qemcli.errors import UsageError
 from qemcli.layers.features import Features, pointwise, relu
 from qemcli.registry import suggest
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 ODD: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -71,7 +71,7 @@ class Resign(nn.Module):
     channels -> sign-equivariant features of k channels. Ours.
     """
 
-    def __init__(self, space: WeightSpace, c_in: int, k: int) -> None:
+    def __init__(self, space: Chain, c_in: int, k: int) -> None:
         super().__init__()
         self.maps = nn.ModuleList(nn.Linear(c_in, k, bias=False) for _ in space.hidden)
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from qemcli.errors import UnsupportedError
 from qemcli.groups import Element
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 Features = list[tuple[Tensor, Tensor]]
 
 
-def require_hidden(space: WeightSpace, what: str) -> None:
+def require_hidden(space: Chain, what: str) -> None:
     """UnsupportedError unless the chain has a hidden layer (L >= 2)."""
     if len(space.layers) < 2:
         raise UnsupportedError(
@@ -32,7 +32,7 @@ def require_hidden(space: WeightSpace, what: str) -> None:
         )
 
 
-def door(space: WeightSpace, w: Mapping[str, Tensor]) -> Features:
+def door(space: Chain, w: Mapping[str, Tensor]) -> Features:
     """dict of (b, *shape) -> one-channel features; an absent bias reads as zeros."""
     pairs = space.matrices(w)
     features = [(weight, bias[..., None]) for weight, bias in pairs]
@@ -41,7 +41,7 @@ def door(space: WeightSpace, w: Mapping[str, Tensor]) -> Features:
     return features
 
 
-def exit_door(space: WeightSpace, features: Features) -> dict[str, Tensor]:
+def exit_door(space: Chain, features: Features) -> dict[str, Tensor]:
     """The inverse of `door`: one-channel features -> dict of (b, *shape)."""
     return space.from_matrices([(w.contiguous(), b[..., 0]) for w, b in features])
 
@@ -57,7 +57,7 @@ def relu(x: Tensor) -> Tensor:
     return torch.relu(x) if x._is_view() else torch.relu_(x)
 
 
-def act_on_features(space: WeightSpace, g: Element, features: Features) -> Features:
+def act_on_features(space: Chain, g: Element, features: Features) -> Features:
     """The group's action on features, the same on every channel and tap.
 
         W'[j,k] = factor_l[j] / factor_{l-1}[k] * W[index_l[j], index_{l-1}[k]]

@@ -23,7 +23,7 @@ from qemcli.functions import FUNCTIONS
 from qemcli.layers.features import Features, door
 from qemcli.layers.neurons import uniform
 from qemcli.layers.statistics import StandardiseTensors
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 FORWARD, REVERSED, BOTH = 0, 1, 2  # raw channels of an edge: (w, 0, w), reversed (0, w, w)
 
@@ -35,7 +35,7 @@ class Windows:
     `sizes` are the taps of the windows; `cut` takes a layer's taps (last axis) out of them.
     """
 
-    def __init__(self, space: WeightSpace) -> None:
+    def __init__(self, space: Chain) -> None:
         kernels = [space[la.weight].unfolded[2:] if la.conv else (1, 1) for la in space.layers]
         height, width = (max(side) for side in zip(*kernels, strict=True))
         self.sizes, self.places = [height * width], []
@@ -140,7 +140,7 @@ class Probes(nn.Module):
     Dense networks only (UnsupportedError).
     """
 
-    def __init__(self, space: WeightSpace, count: int, channels: int) -> None:
+    def __init__(self, space: Chain, count: int, channels: int) -> None:
         super().__init__()
         if space.layers[0].conv or space.activation is None:
             raise UnsupportedError(
@@ -180,7 +180,7 @@ class Entry(nn.Module):
     """
 
     def __init__(
-        self, space: WeightSpace, nodes: int, edges: int, fourier: int, spread: float, probes: int
+        self, space: Chain, nodes: int, edges: int, fourier: int, spread: float, probes: int
     ) -> None:
         super().__init__()
         self.space, windows = space, Windows(space)
@@ -244,7 +244,7 @@ class Entry(nn.Module):
         return self.edge_in(self.weight_map.absent())
 
 
-def places(space: WeightSpace) -> list[int]:
+def places(space: Chain) -> list[int]:
     """The kind of every node: each input its own, one a hidden layer, each output its own."""
     n, *hidden, outputs = space.widths
     kinds = list(range(n))

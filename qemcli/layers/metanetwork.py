@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qemcli.layers.features import Features, door
 from qemcli.layers.statistics import StandardiseTensors
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 
 class Metanetwork(nn.Module, ABC):
@@ -45,7 +45,7 @@ class Bodied(Metanetwork):
     """One that reads through a permutation-equivariant `body`: that says all of it."""
 
     body: Body
-    space: WeightSpace
+    space: Chain
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations of the hidden neurons."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qemcli.layers.features import Features, require_hidden
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 def _xavier(blocks: list[Tensor], reads: list[int], writes: int) -> None:
@@ -39,7 +39,7 @@ class PositiveScaleLinear(nn.Module):
     2. Source: arXiv:2409.11697, section 4 (weights and biases of the ReLU case).
     """
 
-    def __init__(self, space: WeightSpace, c_in: int, c_out: int) -> None:
+    def __init__(self, space: Chain, c_in: int, c_out: int) -> None:
         super().__init__()
         require_hidden(space, "a monomial layer")
         first, *middle, last = space.layers
@@ -84,7 +84,7 @@ class SignLinear(nn.Module):
     scales. Source: arXiv:2409.11697.
     """
 
-    def __init__(self, space: WeightSpace, c_in: int, c_out: int, complete: bool = True) -> None:
+    def __init__(self, space: Chain, c_in: int, c_out: int, complete: bool = True) -> None:
         super().__init__()
         self.base = PositiveScaleLinear(space, c_in, c_out)
         c, m = c_in, c_out

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from qemcli.errors import UsageError
 from qemcli.layers.features import Features
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 class Sequence:
     """How the tensors of a space stand in one sequence: W_1, ..., W_L, b_1, ..., b_L, row by
     row."""
 
-    def __init__(self, space: WeightSpace) -> None:
+    def __init__(self, space: Chain) -> None:
         self.shapes = [(la.rows, la.cols) for la in space.layers]
         self.rows = [rows for rows, _ in self.shapes]
         self.sizes = [rows * cols for rows, cols in self.shapes] + self.rows
@@ -79,7 +79,7 @@ class NeighbourAttention(nn.Module):
     be in its channels.
     """
 
-    def __init__(self, space: WeightSpace, channels: int, heads: int) -> None:
+    def __init__(self, space: Chain, channels: int, heads: int) -> None:
         super().__init__()
         self.sequence = Sequence(space)
         self.neurons = nn.ModuleList(Heads(channels, heads) for _ in space.widths)
@@ -111,7 +111,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, space: WeightSpace, channels: int, heads: int, widening: int, dropout: float
+        self, space: Chain, channels: int, heads: int, widening: int, dropout: float
     ) -> None:
         super().__init__()
         self.first, self.second = nn.LayerNorm(channels), nn.LayerNorm(channels)

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from qemcli.layers.graph import Entry, blocks, sources
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 FLOOR = 1e-5  # of the variance
 
@@ -92,7 +92,7 @@ class GNN(nn.Module):
     """
 
     def __init__(
-        self, space: WeightSpace, channels: int, layers: int, entry: Entry, dropout: float
+        self, space: Chain, channels: int, layers: int, entry: Entry, dropout: float
     ) -> None:
         super().__init__()
         self.widths, self.channels, self.edge_channels = list(space.widths), channels, channels

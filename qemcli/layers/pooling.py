@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.layers.features import Features
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 class NPPool(nn.Module):
@@ -14,7 +14,7 @@ class NPPool(nn.Module):
     arXiv:2302.14040.
     """
 
-    def __init__(self, space: WeightSpace) -> None:
+    def __init__(self, space: Chain) -> None:
         super().__init__()
         self.per_channel = sum(la.taps + 1 for la in space.layers)
 
@@ -28,7 +28,7 @@ class HNPPool(nn.Module):
     N_pool = n_0 f_1 + 1 + sum over the middle (f_l + 1) + n_L f_L + n_L. Source: arXiv:2302.14040.
     """
 
-    def __init__(self, space: WeightSpace) -> None:
+    def __init__(self, space: Chain) -> None:
         super().__init__()
         first, *middle, last = space.layers
         ends = first.cols * first.taps + 1 + last.rows * (last.taps + 1)
@@ -69,7 +69,7 @@ class NormalisingPool(nn.Module):
     Source: arXiv:2409.11697.
     """
 
-    def __init__(self, space: WeightSpace, channels: int) -> None:
+    def __init__(self, space: Chain, channels: int) -> None:
         super().__init__()
         self.pool = HNPPool(space)
         self.per_channel = self.pool.per_channel

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qemcli.errors import InputError
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 LATENT = 32  # numbers behind each probe of a generator
 
@@ -106,13 +106,13 @@ class Jitter(nn.Module):
         return maps, self.size * (torch.rand(batch, 1, n).to(like) - 0.5)
 
 
-def require_runnable(space: WeightSpace) -> None:
+def require_runnable(space: Chain) -> None:
     """InputError where the networks cannot be run: their activation or their w0 is not known."""
     if space.activation is None:
         raise InputError("the networks' activation is not known", "pass --activation NAME")
 
 
-def settled(space: WeightSpace, answers: Tensor) -> Tensor:
+def settled(space: Chain, answers: Tensor) -> Tensor:
     """Answers (b, p, outputs) on a scale that diverged networks do not leave.
 
     Fields of coordinates stay as they are; of classifiers' logits, log-probabilities compressed by

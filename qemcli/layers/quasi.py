@@ -28,7 +28,7 @@ from qemcli.layers.features import Features
 from qemcli.layers.heads import Gated
 from qemcli.layers.statistics import compressed, seven, tensor_statistics
 from qemcli.registry import suggest
-from qemcli.spaces import HOMOGENEOUS, ODD, WeightSpace
+from qemcli.spaces import HOMOGENEOUS, ODD, Chain
 
 BOUND = 0.999
 MODES = ("none", "paper", "released", "exact")
@@ -85,7 +85,7 @@ class Paper(nn.Module):
 
     keeps_invariance = False  # without an exact head
 
-    def __init__(self, space: WeightSpace, eps: float, learned: bool) -> None:
+    def __init__(self, space: Chain, eps: float, learned: bool) -> None:
         super().__init__()
         self.space = space
         hidden = list(space.hidden.values())
@@ -133,9 +133,7 @@ class Released(nn.Module):
 
     keeps_invariance = False
 
-    def __init__(
-        self, space: WeightSpace, c_in: int, c_out: int, eps: float, learned: bool
-    ) -> None:
+    def __init__(self, space: Chain, c_in: int, c_out: int, eps: float, learned: bool) -> None:
         super().__init__()
         hidden = list(space.hidden.values())
         self.mixing = nn.ModuleList(nn.Linear(c_in, c_out) for _ in hidden)
@@ -179,7 +177,7 @@ class Exact(nn.Module):
 
     keeps_invariance = True
 
-    def __init__(self, space: WeightSpace, c_out: int, eps: float, learned: bool) -> None:
+    def __init__(self, space: Chain, c_out: int, eps: float, learned: bool) -> None:
         super().__init__()
         self.space = space
         reads = 9 + 7 * len(space.tensors)
@@ -217,7 +215,7 @@ def _outgoing(weight: Tensor) -> Tensor:
     return _moments(weight.transpose(1, 2).flatten(2))
 
 
-def invariant(space: WeightSpace, w: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def invariant(space: Chain, w: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """u(x), on which the diagonal group no longer acts: only a permutation is left."""
     if space.activation in HOMOGENEOUS:
         w = balance(space, w)[0]
@@ -227,7 +225,7 @@ def invariant(space: WeightSpace, w: Mapping[str, Tensor]) -> Mapping[str, Tenso
 
 
 def make(
-    mode: str, space: WeightSpace, c_in: int, c_out: int, eps: float, learned: bool
+    mode: str, space: Chain, c_in: int, c_out: int, eps: float, learned: bool
 ) -> Paper | Released | Exact | None:
     """The quasi layer of a mode, for a last equivariant layer of c_in -> c_out channels; None for
     `none`.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qemcli.layers.graph import Entry
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 def _linear(reads: int, writes: int, bias: bool = True) -> nn.Linear:
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
-        space: WeightSpace,
+        space: Chain,
         channels: int,
         layers: int,
         heads: int,

@@ -31,7 +31,7 @@ from qemcli.layers.scale_equivariant import (
     ScaleMessage,
     Style,
 )
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 @dataclass
@@ -68,7 +68,7 @@ def place(l: int, layers: int) -> int:
     return FIRST if l == 0 else LAST if l == layers else HIDDEN
 
 
-def reciprocals(space: WeightSpace, w: Mapping[str, Tensor]) -> list[Tensor]:
+def reciprocals(space: Chain, w: Mapping[str, Tensor]) -> list[Tensor]:
     """Entries (b, n_l, n_{l-1}, taps) that carry q_{l-1} / q_l where the weights carry q_l/q_{l-1}.
 
     With u = d w the balanced network: u d_l / d_{l-1}, which is 1 / w but for |u|^2, finite, and 0
@@ -95,7 +95,7 @@ class ScaleEntry(nn.Module):
     sizes: Tensor
 
     def __init__(
-        self, space: WeightSpace, channels: int, symmetry: Symmetry, both: bool, edge_codes: bool
+        self, space: Chain, channels: int, symmetry: Symmetry, both: bool, edge_codes: bool
     ) -> None:
         super().__init__()
         self.space, self.symmetry = space, symmetry

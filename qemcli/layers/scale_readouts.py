@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.layers.scale_equivariant import ScaleInv, Style
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 class OutputsReadout(nn.Module):
     """An MLP of the output neurons: what is left after messages from below."""
 
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+    def __init__(self, space: Chain, channels: int, outputs: int, style: Style) -> None:
         super().__init__()
         self.head = style.perceptron(space.widths[-1] * channels, outputs)
 
@@ -26,7 +26,7 @@ class OutputsReadout(nn.Module):
 class EndsReadout(nn.Module):
     """Linear of the inputs beside Linear of the outputs, then an MLP: after messages both ways."""
 
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+    def __init__(self, space: Chain, channels: int, outputs: int, style: Style) -> None:
         super().__init__()
         self.first = nn.Linear(space.widths[0] * channels, channels)
         self.last = nn.Linear(space.widths[-1] * channels, channels)
@@ -42,7 +42,7 @@ class GraphReadout(nn.Module):
     The published module has the map of the ends, with its parameters, and does not call it.
     """
 
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+    def __init__(self, space: Chain, channels: int, outputs: int, style: Style) -> None:
         super().__init__()
         self.ends = style.perceptron(channels, style.width)
         self.hidden = ScaleInv(channels, style.width, style)
@@ -59,7 +59,7 @@ class GraphReadout(nn.Module):
 class PlainReadout(nn.Module):
     """An MLP of the sum over all neurons of an MLP (GMN)."""
 
-    def __init__(self, space: WeightSpace, channels: int, outputs: int, style: Style) -> None:
+    def __init__(self, space: Chain, channels: int, outputs: int, style: Style) -> None:
         super().__init__()
         self.local = style.perceptron(channels, style.width)
         self.head = style.perceptron(style.width, outputs)

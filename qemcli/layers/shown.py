@@ -12,7 +12,7 @@ from qemcli import signals
 from qemcli.expansion import folded
 from qemcli.functions import respond
 from qemcli.layers.metanetwork import Metanetwork
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 
 class Glimpse(NamedTuple):
@@ -30,7 +30,7 @@ class Shown(Metanetwork):
     of `pixels` places drawn for every batch (0: all): an unbiased loss at a fraction of the cost.
     """
 
-    def __init__(self, space: WeightSpace, editor: Metanetwork, pixels: int = 0) -> None:
+    def __init__(self, space: Chain, editor: Metanetwork, pixels: int = 0) -> None:
         super().__init__()
         self.space, self.editor, self.pixels = space, editor, pixels
         signals.check(space)

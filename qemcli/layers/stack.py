@@ -9,7 +9,7 @@ from torch import nn
 from qemcli.layers.encoding import encode
 from qemcli.layers.equivariant import equivariant_linear
 from qemcli.layers.features import ChannelDropout, Features, pointwise, relu
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 
 class Stack(nn.Module):
@@ -21,7 +21,7 @@ class Stack(nn.Module):
 
     def __init__(
         self,
-        space: WeightSpace,
+        space: Chain,
         c_in: int,
         channels: tuple[int, ...],
         linear: str,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.layers.features import Features
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -92,7 +92,7 @@ class StandardiseTensors(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, space: WeightSpace, on: bool) -> None:
+    def __init__(self, space: Chain, on: bool) -> None:
         super().__init__()
         self.on = on
         sizes = (2 * len(space.layers),) if on else (0,)
@@ -125,7 +125,7 @@ class ScaleTensors(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, space: WeightSpace, on: bool) -> None:
+    def __init__(self, space: Chain, on: bool) -> None:
         super().__init__()
         self.on = on
         self.register_buffer("scale", torch.ones(2 * len(space.layers) if on else 0))

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ class Reader:
     def spaces(self) -> dict[str, WeightSpace]:
         """Arch id -> weight space of all that was met, without activation: rows say their own."""
         met = [space for space in self.known.values() if isinstance(space, WeightSpace)]
-        return {self.arch(space): replace(space, activation=None) for space in met}
+        return {self.arch(space): space.unstated() for space in met}
 
     def arch(self, space: WeightSpace) -> str:
         """The space's arch id, hashed once."""

@@ -21,7 +21,7 @@ from qemcli.errors import InputError, QemError
 from qemcli.formats import safetensors
 from qemcli.formats._alike import Alike
 from qemcli.recognition import infer
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 from qemcli.zoos.members import Member, tree
 
 if TYPE_CHECKING:
@@ -40,11 +40,15 @@ def arch_id(space: WeightSpace) -> str:
 def arch_key(space: WeightSpace) -> str:
     """The arch id, and four digits more where the network is run in another way than its tensors
     suggest (another w0, stride, ...): two such spaces are not one architecture."""
+    if not isinstance(space, Chain):
+        stated = json.dumps(space.record(), sort_keys=True)
+        return f"{arch_id(space)}-{hashlib.sha256(stated.encode()).hexdigest()[:4]}"
     try:
-        usual = infer(space.shapes, {}, space.activation).forward
+        usual = infer(space.shapes, {}, space.activation)
     except QemError:
         usual = None
-    if usual is not None and replace(usual, known=space.forward.known) == space.forward:
+    known = space.forward.known
+    if isinstance(usual, Chain) and replace(usual.forward, known=known) == space.forward:
         return arch_id(space)
     stated = json.dumps(asdict(space.forward), sort_keys=True)
     return f"{arch_id(space)}-{hashlib.sha256(stated.encode()).hexdigest()[:4]}"

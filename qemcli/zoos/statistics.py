@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NAMES = ("mean", "var", "q0", "q25", "q50", "q75", "q100")
@@ -41,8 +41,11 @@ def ties(space: WeightSpace, flat: np.ndarray) -> np.ndarray:
     """(n, D) -> (n,) int32: hidden neurons that share their bias with another of the same layer.
 
     Zero is general position: then an order by biases is one representative of a permutation orbit.
+    Counted in chains only: elsewhere it is 0.
     """
     count = np.zeros(len(flat), dtype=np.int32)
+    if not isinstance(space, Chain):
+        return count
     hidden = {layer.bias for layer in space.layers[:-1] if layer.bias}
     at = 0
     for tensor in space.tensors:

@@ -18,12 +18,12 @@ import torch
 
 from qemcli import groups
 from qemcli.machine import steady
-from qemcli.spaces import WeightSpace, cnn, siren
+from qemcli.spaces import Chain, cnn, siren
 
 ROUNDS, BATCH = 7, 2048
 
 
-def state_dict_loop(space: WeightSpace, arrays: list[np.ndarray]) -> list[np.ndarray]:
+def state_dict_loop(space: Chain, arrays: list[np.ndarray]) -> list[np.ndarray]:
     moved = []
     for network in zip(*arrays, strict=True):
         state = OrderedDict(
@@ -51,7 +51,7 @@ def state_dict_loop(space: WeightSpace, arrays: list[np.ndarray]) -> list[np.nda
     "space", [cnn([1, 16, 16, 16], 10), siren([2, 32, 32, 1])], ids=["cnn", "siren"]
 )
 def test_augment_rate_beside_a_loop_over_state_dicts(
-    space: WeightSpace, record_property: Callable[[str, object], None]
+    space: Chain, record_property: Callable[[str, object], None]
 ) -> None:
     steady()
     generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qemcli.machine import steady
 from qemcli.signals import coordinates
-from qemcli.spaces import WeightSpace, siren
+from qemcli.spaces import Chain, siren
 from qemcli.zoos.build.siren import Batch, Fit, slots
 
 # Times the loop's rate. 10 is the goal of the issue; 5.0 was measured on two busy cores with AVX2
@@ -38,7 +38,7 @@ class Sine(nn.Module):
 class Loop:
     """One SIREN as an ordinary script fits it: nn.Module, autograd, torch.optim.Adam."""
 
-    def __init__(self, space: WeightSpace, image: Tensor) -> None:
+    def __init__(self, space: Chain, image: Tensor) -> None:
         layers: list[nn.Module] = []
         for la in space.layers:
             layers += [nn.Linear(la.cols, la.rows), Sine()]
@@ -61,7 +61,7 @@ def _seconds(steps: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def _script(pipe: Connection, space: WeightSpace, settings: bool) -> None:
+def _script(pipe: Connection, space: Chain, settings: bool) -> None:
     """A process that fits networks one at a time; for each message, seconds a step."""
     torch.set_num_threads(1)
     if settings:
@@ -82,7 +82,7 @@ def _script(pipe: Connection, space: WeightSpace, settings: bool) -> None:
 class Script:
     """Such a process, asked from here."""
 
-    def __init__(self, space: WeightSpace, settings: bool) -> None:
+    def __init__(self, space: Chain, settings: bool) -> None:
         context = get_context("spawn")
         self.pipe, far = context.Pipe()
         self.process = context.Process(target=_script, args=(far, space, settings), daemon=True)

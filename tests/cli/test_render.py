@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 from qemcli.report import sheet
 from qemcli.signals import render
-from qemcli.spaces import WeightSpace, mlp, siren
+from qemcli.spaces import Chain, mlp, siren
 from qemcli.zoos.store import Store
 
 IMAGE = (1, 6, 5)
 SPREAD = {"nfn": (0.29, 0.41), "dws": (0.06, 0.02)}  # of the first weights and biases
 
 
-def draw(space: WeightSpace, seed: int, first: tuple[float, float] = (0.29, 0.41)) -> dict:
+def draw(space: Chain, seed: int, first: tuple[float, float] = (0.29, 0.41)) -> dict:
     """Weights spread as in a published zoo."""
     rng = torch.Generator().manual_seed(seed)
     w = {n: 0.02 * torch.randn(s, generator=rng) for n, s in space.shapes.items()}
@@ -42,7 +42,7 @@ def raw(path: Path, names: str = "net.{}.linear", convention: str = "nfn", outpu
     return path
 
 
-def written(path: Path, space: WeightSpace, seed: int = 0, **said: str) -> Path:
+def written(path: Path, space: Chain, seed: int = 0, **said: str) -> Path:
     """A checkpoint that states its own weight space."""
     save_file(draw(space, seed), path, {"qem.space": space.to_json(), **said})
     return path

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qemcli.errors import UsageError
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 from qemcli.zoos.build import cnn, cnn_zoo, recipe, run, sources
 from qemcli.zoos.build.recipe import Recipe
 
@@ -27,7 +27,7 @@ def images() -> sources.Images:
     return sources.load(PLAN)
 
 
-def _module(space: WeightSpace, flat: torch.Tensor, activation: str) -> nn.Sequential:
+def _module(space: Chain, flat: torch.Tensor, activation: str) -> nn.Sequential:
     act = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
     layers: list[nn.Module] = []
     for la in space.layers[:-1]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from qemcli import signals
 from qemcli.errors import InputError, UsageError
 from qemcli.functions import respond
-from qemcli.spaces import WeightSpace, siren
+from qemcli.spaces import Chain, siren
 from qemcli.zoos.build import recipe, run, siren_zoo
 from qemcli.zoos.build.siren import Batch, Fit, fitted, slots
 from qemcli.zoos.build.siren_recipe import INITS, SirenRecipe
@@ -33,7 +33,7 @@ CASES = [
 each_case = pytest.mark.parametrize("space", CASES, ids=["colour", "shallow", "deep"])
 
 
-def _begun(space: WeightSpace, fit: Fit, count: int = 3) -> tuple[Batch, Tensor, Tensor]:
+def _begun(space: Chain, fit: Fit, count: int = 3) -> tuple[Batch, Tensor, Tensor]:
     """A batch in float64 with random networks and images: the batch, weights, images."""
     generator = torch.Generator().manual_seed(0)
     flat = torch.randn(count, space.size, generator=generator, dtype=torch.float64) * 0.3
@@ -43,7 +43,7 @@ def _begun(space: WeightSpace, fit: Fit, count: int = 3) -> tuple[Batch, Tensor,
     return batch, flat, image
 
 
-def _errors(space: WeightSpace, flat: Tensor, image: Tensor) -> Tensor:
+def _errors(space: Chain, flat: Tensor, image: Tensor) -> Tensor:
     """Mean squared errors (n,), by the way networks are run everywhere else."""
     x = signals.coordinates(space, *image.shape[2:], torch.float64)
     shown = respond(space, space.unflatten(flat), x).transpose(1, 2)
@@ -51,7 +51,7 @@ def _errors(space: WeightSpace, flat: Tensor, image: Tensor) -> Tensor:
 
 
 @each_case
-def test_gradient_is_autograd_s(space: WeightSpace) -> None:
+def test_gradient_is_autograd_s(space: Chain) -> None:
     batch, flat, image = _begun(space, Fit(first_w0=space.forward.w0))
     errors = batch.measure()
     flat.requires_grad_()
@@ -65,7 +65,7 @@ def test_gradient_is_autograd_s(space: WeightSpace) -> None:
 
 
 @each_case
-def test_steps_are_those_of_torch_s_adam(space: WeightSpace) -> None:
+def test_steps_are_those_of_torch_s_adam(space: Chain) -> None:
     batch, flat, image = _begun(space, Fit(first_w0=space.forward.w0, lr=3e-3))
     alone = flat.clone().requires_grad_()
     adam = torch.optim.Adam([alone], lr=3e-3)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from qemcli.errors import UsageError
 from qemcli.functions import FUNCTIONS, respond
-from qemcli.spaces import Forward, WeightSpace, cnn
+from qemcli.spaces import Chain, Forward, cnn
 from qemcli.zoos.build.convolution import Convolution, matrix, side_after, windows
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
@@ -31,7 +31,7 @@ INITS = ("he_normal", "glorot_normal", "orthogonal", "normal", "truncated_normal
 BANK = 2**26  # numbers: the windows of up to so many are kept (256 MB), of more made at each step
 
 
-def space_of(recipe: Recipe, activation: str, images: Images) -> WeightSpace:
+def space_of(recipe: Recipe, activation: str, images: Images) -> Chain:
     """The weight space of the recipe's networks on these images; checks that every layer has an
     output."""
     _, *_, side = hidden_shapes(recipe, images)[-1]
@@ -93,7 +93,7 @@ def draw(recipe: Recipe, number: int) -> Network:
     return Network(number, hyper, int(rng.integers(2**62)))
 
 
-def initial(space: WeightSpace, network: Network) -> Tensor:
+def initial(space: Chain, network: Network) -> Tensor:
     """(D,) initial weights; biases start at zero, as in the published zoo."""
     generator = torch.Generator().manual_seed(network.seed)
     w = {}
@@ -128,7 +128,7 @@ def _kernel(network: Network, shape: tuple[int, int, int], generator: torch.Gene
 class Block:
     """Networks of one activation trained side by side: parameters (n, D), one optimiser state."""
 
-    def __init__(self, space: WeightSpace, networks: list[Network], recipe: Recipe, images: Images):
+    def __init__(self, space: Chain, networks: list[Network], recipe: Recipe, images: Images):
         self.space, self.recipe, self.images = space, recipe, images
         # The optimisers are applied to slices, so networks of one optimiser stand together.
         self.networks = sorted(networks, key=lambda n: (n.hyper["optimizer"], n.number))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 from qemcli.zoos.build import cnn
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images, load
@@ -30,7 +30,7 @@ def splits(recipe: Recipe) -> np.ndarray:
 
 def block(
     recipe: Recipe, images: Images, numbers: list[int], device: str = "cpu"
-) -> tuple[WeightSpace, np.ndarray, list[dict[str, Any]]]:
+) -> tuple[Chain, np.ndarray, list[dict[str, Any]]]:
     """Train these networks, all activations of them: their space, weights (n, D), rows."""
     networks = [cnn.draw(recipe, number) for number in numbers]
     split = splits(recipe)

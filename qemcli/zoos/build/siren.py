@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as torch has them
 TURN = 2 * math.pi
@@ -59,7 +59,7 @@ class Fitted:
     steps: int
 
 
-def slots(space: WeightSpace, device: str) -> int:
+def slots(space: Chain, device: str) -> int:
     """How many networks are fitted at a time: what stays in cache, or fills a CUDA device."""
     assert space.forward.image is not None
     _, height, width = space.forward.image
@@ -75,7 +75,7 @@ class Batch:
 
     def __init__(
         self,
-        space: WeightSpace,
+        space: Chain,
         fit: Fit,
         count: int,
         dtype: torch.dtype = torch.float32,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qemcli import signals
 from qemcli.errors import InputError, UsageError
-from qemcli.spaces import WeightSpace, siren
+from qemcli.spaces import Chain, siren
 from qemcli.zoos.build import sources
 from qemcli.zoos.build.siren import Batch, Fit, fitted, slots
 from qemcli.zoos.build.siren_recipe import SirenRecipe
@@ -95,7 +95,7 @@ def networks(recipe: SirenRecipe) -> np.ndarray:
     return np.random.default_rng((recipe.seed, 2**32 + 1)).permutation(pairs)
 
 
-def space_of(recipe: SirenRecipe, shape: tuple[int, int, int]) -> WeightSpace:
+def space_of(recipe: SirenRecipe, shape: tuple[int, int, int]) -> Chain:
     """The weight space of the recipe's networks on images of this shape."""
     return siren((2, *recipe.widths, shape[0]), recipe.w0, recipe.convention, shape)
 
@@ -107,7 +107,7 @@ def seed_of(recipe: SirenRecipe, split: str, row: int, view: int) -> int:
     return int(np.random.default_rng((recipe.seed, *key)).integers(2**62))
 
 
-def initial(space: WeightSpace, recipe: SirenRecipe, seed: int) -> Tensor:
+def initial(space: Chain, recipe: SirenRecipe, seed: int) -> Tensor:
     """(D,) weights at which a network begins, by the recipe's `init`."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -132,7 +132,7 @@ def initial(space: WeightSpace, recipe: SirenRecipe, seed: int) -> Tensor:
 
 def block(
     recipe: SirenRecipe, pictures: Pictures, numbers: list[int], device: str = "cpu"
-) -> tuple[WeightSpace, np.ndarray, list[dict[str, Any]]]:
+) -> tuple[Chain, np.ndarray, list[dict[str, Any]]]:
     """Fit these networks: their space, weights (n, D) and rows of the index."""
     space = space_of(recipe, pictures.shape)
     black, white = space.forward.levels

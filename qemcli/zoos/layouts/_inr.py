@@ -14,7 +14,7 @@ import numpy as np
 from qemcli.errors import InputError, QemError
 from qemcli.formats._alike import Alike
 from qemcli.recognition import stated
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, chain_of
 from qemcli.zoos import sources
 from qemcli.zoos.members import Member, Tree, first_names, tree
 from qemcli.zoos.zoo import Zoo
@@ -147,7 +147,7 @@ def _labelled(found: Found, reader: Alike) -> None:
             found.networks[name] = (member, network._replace(label=label))
 
 
-def _space(found: Found, reader: Alike, convention: str) -> WeightSpace:
+def _space(found: Found, reader: Alike, convention: str) -> Chain:
     """The space that most of the first networks have; what has another is named when it is read."""
     spaces, reasons = [], []
     for name in sorted(found.networks):
@@ -162,11 +162,12 @@ def _space(found: Found, reader: Alike, convention: str) -> WeightSpace:
         first = f"; the first: {': '.join(failed[0].values())}" if failed else ""
         raise InputError(f"{found.path}: none of its {len(failed)} INRs can be read{first}")
     common = Counter(tuple(space.shapes.items()) for space in spaces).most_common(1)[0][0]
-    space = next(space for space in spaces if tuple(space.shapes.items()) == common)
-    return stated(space, W0, convention).running(image=_image(found, space))
+    usual = next(one for one in spaces if tuple(one.shapes.items()) == common)
+    siren = chain_of(stated(usual, W0, convention), "a zoo of INRs")
+    return siren.running(image=_image(found, siren))
 
 
-def _image(found: Found, space: WeightSpace) -> tuple[int, int, int] | None:
+def _image(found: Found, space: Chain) -> tuple[int, int, int] | None:
     """(channels, height, width), by the names and the outputs; None for an INR of no image."""
     inputs, channels = space.layers[0].cols, space.layers[-1].rows
     if inputs != 2 or channels not in (1, 3):

@@ -17,7 +17,7 @@ import numpy as np
 
 from qemcli.errors import InputError, UsageError
 from qemcli.recognition import infer, turned, turns
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Chain, chain_of
 from qemcli.zoos import sources
 from qemcli.zoos.zoo import Zoo
 
@@ -77,7 +77,7 @@ def _weights(file: Path) -> np.ndarray:
     return weights
 
 
-def read_layout(file: Path) -> tuple[WeightSpace, np.ndarray]:
+def read_layout(file: Path) -> tuple[Chain, np.ndarray]:
     """(weight space in torch's layout, order (D,)): row[order] is the row of the space."""
     import pandas
 
@@ -94,7 +94,8 @@ def read_layout(file: Path) -> tuple[WeightSpace, np.ndarray]:
     sizes = [e - s for s, e in zip(starts, ends, strict=True)]
     if not tiled or sizes != [int(np.prod(s)) for s in shapes.values()]:
         raise InputError(f"{file}: its positions do not tile a row")
-    space = infer(turned(shapes)).running(stride=2, padding=0, known=True)
+    found = chain_of(infer(turned(shapes)), "a Small CNN Zoo")
+    space = found.running(stride=2, padding=0, known=True)
     spans, by = dict(zip(shapes, zip(starts, ends, strict=True), strict=True)), turns(shapes)
     parts = []
     for name in space.names:

@@ -1,78 +1,18 @@
-"""Weight spaces: named tensors whose axes are named, and how a network is run from them.
-
-    "0.weight": h1 x*      "0.bias": h1      "2.weight": y h1*      "fc.weight": y (h3 s)*
-
-The same name twice is the same set of neurons; `*` marks the dual axis, the neurons read from.
-`h1`, `h2`, ...
-are hidden axes, whose order is a matter of taste; `x`, `y`, kernel taps `u v` and flattened
-positions `s` are free.
-"""
+"""Chains of affine maps with an activation between them: MLPs, CNNs and SIRENs."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from qemcli.errors import InputError
+from qemcli.errors import UnsupportedError
+from qemcli.spaces._notation import Axis, NamedTensor, parse
+from qemcli.spaces._space import WeightSpace
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-HOMOGENEOUS = frozenset({"relu", "leaky_relu", "abs", "identity"})  # f(a x) = a f(x) for a > 0
-ODD = frozenset({"tanh", "sin", "erf", "arctan", "identity"})  # f(-x) = -f(x)
-ACTIVATIONS = HOMOGENEOUS | ODD | {"sigmoid", "gelu", "silu", "softplus", "elu"}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One named axis; `dual` where its neurons are read from rather than written to."""
-
-    name: str
-    size: int
-    dual: bool = False
-
-    @property
-    def hidden(self) -> bool:
-        return self.name[0] == "h" and self.name[1:].isdigit()
-
-
-@dataclass(frozen=True)
-class NamedTensor:
-    """A tensor of the space: its checkpoint key and, for each dimension, its axis or axes."""
-
-    name: str
-    dims: tuple[tuple[Axis, ...], ...]
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        return tuple(axis for dim in self.dims for axis in dim)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(math.prod(axis.size for axis in dim) for dim in self.dims)
-
-    @property
-    def unfolded(self) -> tuple[int, ...]:
-        """The shape with composite dimensions taken apart: one entry an axis."""
-        return tuple(axis.size for axis in self.axes)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def __str__(self) -> str:
-        return " ".join(_dim_text(dim) for dim in self.dims)
-
-
-def _dim_text(dim: tuple[Axis, ...]) -> str:
-    star = "*" if dim[0].dual else ""
-    names = " ".join(axis.name for axis in dim)
-    return f"({names}){star}" if len(dim) > 1 else f"{names}{star}"
 
 
 @dataclass(frozen=True)
@@ -111,13 +51,10 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class WeightSpace:
-    """Named tensors with named axes, in the order of the network; a point of it is a dict of
-    tensors.
+class Chain(WeightSpace, kind="chain"):
+    """A chain of affine maps; its tensors stand layer by layer, weight before bias.
 
     Attributes:
-        family: mlp | cnn | siren.
-        tensors: every tensor that is understood, layer by layer, weight before bias.
         layers: the chain of affine maps, input first.
         activation: a name of ACTIVATIONS, or None where it is not known (then only permutations
         are claimed).
@@ -125,25 +62,10 @@ class WeightSpace:
         skipped: (name, reason) of every tensor of the checkpoint that has no place here.
     """
 
-    family: str
-    tensors: tuple[NamedTensor, ...]
     layers: tuple[Layer, ...]
     activation: str | None = None
     forward: Forward = Forward()
     skipped: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(t.name for t in self.tensors)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {t.name: t.shape for t in self.tensors}
-
-    @property
-    def size(self) -> int:
-        """The number of parameters D."""
-        return sum(t.size for t in self.tensors)
 
     @property
     def hidden(self) -> dict[str, int]:
@@ -154,38 +76,16 @@ class WeightSpace:
     def widths(self) -> tuple[int, ...]:
         return (self.layers[0].cols, *(layer.rows for layer in self.layers))
 
-    def __getitem__(self, name: str) -> NamedTensor:
-        return next(t for t in self.tensors if t.name == name)
-
-    def __str__(self) -> str:
-        return "\n".join(f"{t.name}: {t}" for t in self.tensors)
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
 
     def fits(self, other: WeightSpace) -> bool:
         """True where `other` has the same chain of layers, whatever its tensors are called."""
+        if not isinstance(other, Chain):
+            return False
         mine = [(la.rows, la.cols, la.taps, la.conv) for la in self.layers]
         return mine == [(la.rows, la.cols, la.taps, la.conv) for la in other.layers]
-
-    def check(self, w: Mapping[str, Tensor]) -> None:
-        """Raise InputError unless every tensor is there, as (batch, *shape)."""
-        for t in self.tensors:
-            if t.name not in w:
-                raise InputError(f"tensor '{t.name}' is missing")
-            if tuple(w[t.name].shape[1:]) != t.shape:
-                got = tuple(w[t.name].shape[1:])
-                raise InputError(
-                    f"tensor '{t.name}' has shape {got}, the weight space says {t.shape}"
-                )
-
-    def flatten(self, w: Mapping[str, Tensor]) -> Tensor:
-        """dict of (b, *shape) -> (b, D), tensors in the order of the space."""
-        import torch
-
-        return torch.cat([w[t.name].flatten(1) for t in self.tensors], dim=1)
-
-    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """(b, D) -> dict of (b, *shape); views of `flat`."""
-        parts = flat.split([t.size for t in self.tensors], dim=1)
-        return {t.name: p.unflatten(1, t.shape) for t, p in zip(self.tensors, parts, strict=True)}
 
     def matrices(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Every layer as W (b, rows, cols, taps) and bias (b, rows); an absent bias reads as
@@ -206,11 +106,19 @@ class WeightSpace:
                 w[la.bias] = bias
         return w
 
-    def to_json(self) -> str:
-        """The space as JSON, as it stands in a safetensors header and in the index."""
+    def without(self, skipped: tuple[tuple[str, str], ...]) -> Chain:
+        """The same space, with more tensors named as left out."""
+        return replace(self, skipped=(*self.skipped, *skipped))
+
+    def unstated(self) -> Chain:
+        """The same tensors with no activation stated."""
+        return replace(self, activation=None)
+
+    def record(self) -> dict[str, Any]:
+        """What `to_json` writes."""
         sizes = {axis.name: axis.size for t in self.tensors for axis in t.axes}
         taps = [[axis.size for axis in t.axes] for t in self.tensors]
-        record = {
+        return {
             "family": self.family,
             "tensors": {t.name: str(t) for t in self.tensors},
             "sizes": {n: s for n, s in sizes.items() if n[0] in "hxy"},
@@ -219,37 +127,33 @@ class WeightSpace:
             "activation": self.activation,
             "forward": asdict(self.forward),
         }
-        return json.dumps(record)
 
     @classmethod
-    def from_json(cls, text: str) -> WeightSpace:
-        """Read what `to_json` wrote; raises InputError where it is not a weight space."""
-        try:
-            record = json.loads(text)
-            shapes = record["shapes"]
-            tensors = tuple(parse(n, a, shapes[n]) for n, a in record["tensors"].items())
-            layers = tuple(Layer(**layer) for layer in record["layers"])
-            forward = dict(record["forward"])
-            forward["image"] = tuple(forward["image"]) if forward.get("image") else None
-            forward["levels"] = tuple(forward.get("levels", Forward.levels))
-            return cls(record["family"], tensors, layers, record["activation"], Forward(**forward))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"'qem.space' is not a weight space: {error}") from None
+    def of_record(cls, record: dict[str, Any]) -> Chain:
+        """The inverse of `record`."""
+        shapes = record["shapes"]
+        tensors = tuple(parse(n, a, shapes[n]) for n, a in record["tensors"].items())
+        layers = tuple(Layer(**layer) for layer in record["layers"])
+        forward = dict(record["forward"])
+        forward["image"] = tuple(forward["image"]) if forward.get("image") else None
+        forward["levels"] = tuple(forward.get("levels", Forward.levels))
+        return cls(record["family"], tensors, layers, record["activation"], Forward(**forward))
 
-    def running(self, activation: str | None = None, **forward: object) -> WeightSpace:
+    def running(self, activation: str | None = None, **forward: object) -> Chain:
         """The same tensors with another activation or another way of running them."""
         changed = replace(self.forward, **forward) if forward else self.forward  # type: ignore[arg-type]
         return replace(self, activation=activation or self.activation, forward=changed)
 
 
-def parse(name: str, pattern: str, sizes: Iterable[int]) -> NamedTensor:
-    """Read the notation: `parse("fc.weight", "y (h3 s)*", [10, 16, 4])`, one size an axis."""
-    left = iter(sizes)
-    dims = []
-    for word in re.findall(r"\([^)]*\)\*?|\S+", pattern):
-        inner = word.rstrip("*").strip("()").split()
-        dims.append(tuple(Axis(n, next(left), word.endswith("*")) for n in inner))
-    return NamedTensor(name, tuple(dims))
+def chain_of(space: WeightSpace, what: str) -> Chain:
+    """The space itself where it is a chain; UnsupportedError where it is not: `what` is for no
+    other."""
+    if isinstance(space, Chain):
+        return space
+    raise UnsupportedError(
+        f"{what} is for MLPs, CNNs and SIRENs; these networks are {space.title}",
+        "`qem models` says what there is for them",
+    )
 
 
 def chain(
@@ -258,7 +162,7 @@ def chain(
     kernels: Mapping[str, tuple[int, int]] | None = None,
     activation: str | None = None,
     forward: Forward = Forward(),
-) -> WeightSpace:
+) -> Chain:
     """The weight space of a chain of affine maps; `kernels` gives (height, width) of each
     convolution."""
     tensors: list[NamedTensor] = []
@@ -280,10 +184,10 @@ def chain(
         tensors.append(NamedTensor(la.weight, dims))
         if la.bias:
             tensors.append(NamedTensor(la.bias, ((row,),)))
-    return WeightSpace(family, tuple(tensors), tuple(layers), activation, forward)
+    return Chain(family, tuple(tensors), tuple(layers), activation, forward)
 
 
-def mlp(widths: Sequence[int], activation: str | None = "relu", bias: bool = True) -> WeightSpace:
+def mlp(widths: Sequence[int], activation: str | None = "relu", bias: bool = True) -> Chain:
     """A multilayer perceptron as `nn.Sequential` names it: `mlp([2, 5, 3])` has 0.weight ...
     2.bias."""
     layers = [
@@ -305,7 +209,7 @@ def siren(
     w0: float = 30.0,
     convention: str = "nfn",
     image: tuple[int, ...] | None = None,
-) -> WeightSpace:
+) -> Chain:
     """A SIREN: sin(w0 (W x + b)) in every layer but the last, then the convention's offset is
     added. `image` is the (channels, height, width) that it shows."""
     run = Forward(w0=w0, image=image, known=True, **CONVENTIONS[convention])
@@ -319,7 +223,7 @@ def cnn(
     activation: str | None = "relu",
     positions: int = 1,
     forward: Forward | None = None,
-) -> WeightSpace:
+) -> Chain:
     """Convolutions, then global pooling (`positions` 1) or flattening, then one dense layer.
 
     `cnn([1, 16, 16, 16], 10)` is the Small CNN Zoo's 4,970 parameters.

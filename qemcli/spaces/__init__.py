@@ -1,0 +1,31 @@
+"""Weight spaces: named tensors whose axes are named, and how a network is run from them.
+
+    "0.weight": h1 x*      "0.bias": h1      "2.weight": y h1*      "fc.weight": y (h3 s)*
+
+The same name twice is the same set of neurons; `*` marks the dual axis, the neurons read from.
+`h1`, `h2`, ... are hidden axes, whose order is a matter of taste; `x`, `y`, kernel taps `u v` and
+flattened positions `s` are free. One module a kind of space: chains of affine maps, transformers.
+"""
+
+from qemcli.spaces._notation import Axis, NamedTensor, parse
+from qemcli.spaces._space import ACTIVATIONS, HOMOGENEOUS, ODD, WeightSpace
+from qemcli.spaces.chain import CONVENTIONS, Chain, Forward, Layer, chain, chain_of, cnn, mlp, siren
+
+__all__ = [
+    "ACTIVATIONS",
+    "CONVENTIONS",
+    "HOMOGENEOUS",
+    "ODD",
+    "Axis",
+    "Chain",
+    "Forward",
+    "Layer",
+    "NamedTensor",
+    "WeightSpace",
+    "chain",
+    "chain_of",
+    "cnn",
+    "mlp",
+    "parse",
+    "siren",
+]
