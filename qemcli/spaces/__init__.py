@@ -10,17 +10,33 @@ flattened positions `s` are free. One module a kind of space: chains of affine m
 from qemcli.spaces._notation import Axis, NamedTensor, parse
 from qemcli.spaces._space import ACTIVATIONS, HOMOGENEOUS, ODD, WeightSpace
 from qemcli.spaces.chain import CONVENTIONS, Chain, Forward, Layer, chain, chain_of, cnn, mlp, siren
+from qemcli.spaces.transformer import (
+    ROLES,
+    Block,
+    Place,
+    Rotary,
+    Style,
+    Transformer,
+    small_transformer,
+    transformer_of,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "CONVENTIONS",
     "HOMOGENEOUS",
     "ODD",
+    "ROLES",
     "Axis",
+    "Block",
     "Chain",
     "Forward",
     "Layer",
     "NamedTensor",
+    "Place",
+    "Rotary",
+    "Style",
+    "Transformer",
     "WeightSpace",
     "chain",
     "chain_of",
@@ -28,4 +44,6 @@ __all__ = [
     "mlp",
     "parse",
     "siren",
+    "small_transformer",
+    "transformer_of",
 ]
