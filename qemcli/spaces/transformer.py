@@ -6,7 +6,7 @@
 
 Axes of block i, counted from 1: `k{i}` key/value groups, `q{i}` query heads of a group, `d{i}`
 query and key numbers of a head, `e{i}` value numbers of a head, `f{i}` feed-forward neurons; `c` is
-the fused axis. Between the blocks: `r`, the residual stream. Without residual connections (placement
+the fused axis. Between the blocks: `r`, the residual stream. Without residual sums (placement
 "plain") no two layers share neurons: block i reads `r{i-1}`, its attention writes `m{i}`, its
 feed-forward `r{i}`. Outside: `v` vocabulary, `t` positions, `s` segments, `x` inputs, `u` and `w`
 patch taps, `o` an axis of one, `h1` a classifier's hidden neurons, `y` outputs.
