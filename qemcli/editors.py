@@ -14,14 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qemcli import signals
+from qemcli import conventions, signals
 from qemcli.balance import balance
 from qemcli.edits import Edit, find
 from qemcli.errors import InputError, UsageError
-from qemcli.expansion import folded, merge
+from qemcli.expansion import folded, merge, widened
 from qemcli.groups import act, inverse
 from qemcli.layers.shown import Shown
-from qemcli.predictors import Predictor, headers, run_alike
+from qemcli.predictors import Predictor, headers
 from qemcli.spaces import Chain, WeightSpace, chain_of
 
 
@@ -68,7 +68,11 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class ByEditor:
-    """A trained editor; it never sees the pictures that are wanted."""
+    """A trained editor; it never sees the pictures that are wanted.
+
+    SIRENs of another convention are expressed in the editor's, edited, and expressed in their own
+    again: both ways are exact.
+    """
 
     predictor: Predictor
     batch_size: int = 64
@@ -96,8 +100,12 @@ class ByEditor:
             return reason
         if list(mine.shapes.values()) != list(theirs.shapes.values()):
             return self._other(f"widths {theirs.widths}", f"{mine.widths}")
-        if theirs.forward != mine.forward:
+        if theirs.forward.image != mine.forward.image:
             return self._other(_told(theirs), _told(mine))
+        try:  # SIRENs that are run in another way are edited in the editor's, and carried back
+            conventions.express(theirs, mine, torch.zeros(1, mine.size))
+        except InputError as error:
+            return error
         return None
 
     def _other(self, theirs: str, mine: str) -> InputError:
@@ -116,12 +124,13 @@ class ByEditor:
 
     def __call__(self, space: Chain, flat: Tensor, wanted: Tensor) -> Tensor:
         mine, parts = self._own, []
+        goal = widened(space, self.branches)
         self.predictor.model.to(self.device).eval()
         with torch.no_grad():
             for rows in flat.split(self.batch_size):
-                branches = edited(self.predictor, mine.unflatten(rows.to(self.device)))
-                wide, merged = merge(mine, branches)
-                parts.append(wide.flatten(merged).cpu())
+                w = mine.unflatten(conventions.express(space, mine, rows).to(self.device))
+                wide, merged = merge(mine, edited(self.predictor, w))
+                parts.append(conventions.express(wide, goal, wide.flatten(merged).cpu()))
         return torch.cat(parts)
 
 
@@ -190,7 +199,7 @@ def choose(
         config = record["config"]
         k = config.get("expand", 1)
         seen.append(f"{folder.name} ({config['edit']}, k = {k}, widths {space.widths})")
-        fits = any(space.fits(s) and run_alike(space, s) for s in spaces)
+        fits = any(space.fits(s) for s in spaces)
         if config["edit"] == str(edit) and expand in (None, k) and fits:
             found.append((k, folder))
     if found:

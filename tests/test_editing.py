@@ -11,7 +11,7 @@ from layer_kit import draw_weights, randomise
 from torch import Tensor, nn
 from zoo_kit import write_zoo
 
-from qemcli import groups, signals
+from qemcli import conventions, groups, signals
 from qemcli.architectures import nfn
 from qemcli.editors import ByEditor, edited
 from qemcli.errors import InputError, UsageError
@@ -218,14 +218,13 @@ def test_what_cannot_be_edited_is_counted_and_nothing_is_written_half(
     run, tmp_path: Path, editor: Path
 ) -> None:
     spaces = {
-        "w0": SPACE.running(w0=20.0),
-        "convention": siren([2, 5, 7, 1], convention="dws", image=(1, 9, 8)),
+        "image": SPACE.running(image=(1, 8, 9)),
         "widths": siren([2, 5, 6, 1], image=(1, 9, 8)),
         "outputs": siren([2, 5, 7, 2]),
         "mlp": mlp([2, 5, 7, 1], "relu"),
         "unknown": SPACE.running(known=False),
     }
-    said = {"w0": "w0 20", "convention": "axes xy", "widths": "widths", "outputs": "no image",
+    said = {"image": "1x8x9", "widths": "widths", "outputs": "no image",
             "mlp": "not a SIREN", "unknown": "w0"}  # fmt: skip
     for name, space in spaces.items():
         zoo = write_zoo(tmp_path / name, space, fitted(12, space))
@@ -239,20 +238,31 @@ def test_what_cannot_be_edited_is_counted_and_nothing_is_written_half(
     assert ran.code == 0, ran.err
 
 
-def test_the_sirens_of_a_mixed_zoo_are_edited_and_the_others_are_told(
+def test_sirens_of_another_convention_are_edited_alike_in_their_own(
     run, tmp_path: Path, editor: Path
 ) -> None:
     store = Store(tmp_path / "mixed")
-    other = siren([2, 5, 7, 1], convention="dws", image=(1, 9, 8))
-    for block, space in enumerate((SPACE, other)):
+    others = [
+        siren([2, 5, 7, 1], convention="dws", image=(1, 9, 8)),
+        SPACE.running(w0=20.0),
+        SPACE.running(image=(1, 8, 9)),
+    ]
+    flat = fitted(5, SPACE)
+    for block, space in enumerate((SPACE, *others)):
         rows = [{"checkpoint": f"{block}-{i}", "split": "test"} for i in range(5)]
-        store.write(block, space, fitted(5, space).numpy(), rows)
-    store.finish(2, {"name": "mixed"})
+        same = conventions.express(SPACE, space, flat)
+        store.write(block, space, same.numpy(), rows)
+    store.finish(4, {"name": "mixed"})
     ran = run("edit", tmp_path / "mixed", "--predictor", editor, "--out", "edited", "--json")
     assert ran.code == 4
-    assert [row["checkpoint"] for row in ran.json["rows"]] == [f"0-{i}/dilate" for i in range(5)]
-    assert [item["checkpoint"] for item in ran.json["failed"]] == [f"1-{i}" for i in range(5)]
-    assert all("axes xy" in item["reason"] for item in ran.json["failed"])
+    assert [item["checkpoint"] for item in ran.json["failed"]] == [f"3-{i}" for i in range(5)]
+    assert all("1x8x9" in item["reason"] for item in ran.json["failed"])
+    found = {space: space.unflatten(rows) for space, rows, _ in Zoo.open("edited").load()}
+    run_as = [(space.forward.axes, space.forward.w0) for space in found]
+    assert sorted(run_as) == [("ij", 20), ("ij", 30), ("xy", 30)]
+    first, *rest = (signals.render(space, w) for space, w in found.items())
+    assert all(torch.allclose(first, other, atol=1e-4) for other in rest)
+    assert not torch.allclose(first, signals.render(SPACE, SPACE.unflatten(flat)), atol=1e-4)
     with pytest.raises(InputError, match=r"mixes.*axes"):
         gather([Zoo.open(tmp_path / "mixed")], editing, edit="dilate")
 
