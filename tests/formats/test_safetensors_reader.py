@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from qemcli.checkpoints import open_checkpoint
 from qemcli.errors import InputError
-from qemcli.formats import safetensors
+from qemcli.formats import _safetensors_header
 
 RNG = np.random.default_rng(0)
 STATE = {
@@ -106,7 +106,7 @@ def test_many_tensors_are_read_and_too_many_refused(tmp_path, monkeypatch):
     file = tmp_path / "many.safetensors"
     file.write_bytes(build(header))
     assert len(open_checkpoint(file).shapes) == 3000
-    monkeypatch.setattr(safetensors, "MAX_TENSORS", 2999)
+    monkeypatch.setattr(_safetensors_header, "MAX_TENSORS", 2999)
     with pytest.raises(InputError, match="3000 tensors"):
         open_checkpoint(file)
 
