@@ -1,7 +1,7 @@
-"""An element of a weight space's symmetry group, and its action: no matrices are formed.
+"""An element of a weight space's symmetry group, and its action on neurons: no matrices are formed.
 
 On every hidden axis an element has an index vector p, a factor d != 0 and, for SIRENs, a number t
-of half turns:
+of half turns (what it has on the heads and the stream of transformers: _blocks.py):
 
     W'[j, k] = d_l[j] / d_{l-1}[k] * (-1)^t_{l-1}[k] * W[p_l[j], p_{l-1}[k]]
     b'[j]    = d_l[j] * b[p_l[j]] + t_l[j] * pi / w0
@@ -33,29 +33,43 @@ class Part:
         mine = {k: v for k, v in vars(self).items() if v is not None}
         return replace(other, **mine)
 
-    def any(self) -> Tensor | None:
-        """Some part that is there."""
-        return next((v for v in vars(self).values() if v is not None), None)
-
 
 @dataclass(frozen=True)
 class Element:
-    """One group element for each network of a batch; every dict is keyed h1, h2, ...
+    """One group element for each network of a batch; every dict is keyed by an axis' name.
+
+    On the axes h1, h2, ... of chains index and factor are always there. On those of transformers
+    what is absent is the identity: neurons `f1`, `h1`; groups of heads `k1`, query heads `q1`
+    (b, K, Q), counted within their new group; numbers of a head `d1`, `e1`; the stream `r`.
 
     Attributes:
         index: (b, n) int64; neuron j of the result is neuron index[j] of the source.
-        factor: (b, n) float64, not zero.
+        factor: (b, n) float64, not zero; of the stream: signs.
         turns: (b, n) int64 half turns of SIREN's phase; empty where there are none.
+        matrix: `d1`, `e1`: (b, K, n, n) float64, invertible; the stream: (b, D, D), orthogonal.
+        shift: (b, K, n) float64, added to the biases of keys (`d1`) and values (`e1`).
     """
 
     index: dict[str, Tensor]
     factor: dict[str, Tensor]
     turns: dict[str, Tensor] = field(default_factory=dict)
+    matrix: dict[str, Tensor] = field(default_factory=dict)
+    shift: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
-        """How many networks it acts on; 0 where there is no hidden axis."""
-        return next((len(index) for index in self.index.values()), 0)
+        """How many networks it acts on; 0 where there is nothing to act on."""
+        return next((len(x) for part in self.parts for x in part.values()), 0)
+
+    @property
+    def parts(self) -> tuple[dict[str, Tensor], ...]:
+        """Index, factor, turns, matrix and shift."""
+        return self.index, self.factor, self.turns, self.matrix, self.shift
+
+    @property
+    def chained(self) -> bool:
+        """True where it moves nothing but the neurons of a chain."""
+        return all(axis[0] == "h" for part in self.parts for axis in part)
 
     def rows(self, positions: Tensor | slice) -> Element:
         """The elements of some networks; a repeated position repeats an element."""
@@ -66,8 +80,7 @@ class Element:
         return self._each(lambda x: x.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Element:
-        parts = (self.index, self.factor, self.turns)
-        return Element(*({k: change(v) for k, v in part.items()} for part in parts))
+        return Element(*({k: change(v) for k, v in part.items()} for part in self.parts))
 
 
 def identity(space: WeightSpace, batch: int, device: torch.device | str = "cpu") -> Element:
@@ -81,10 +94,11 @@ def identity(space: WeightSpace, batch: int, device: torch.device | str = "cpu")
     return Element(index, factor)
 
 
-def assemble(space: WeightSpace, batch: int, parts: Mapping[str, Part]) -> Element:
+def assemble(
+    space: WeightSpace, batch: int, parts: Mapping[str, Part], device: torch.device | str
+) -> Element:
     """An element from what was drawn on each hidden axis."""
-    first = next((part.any() for part in parts.values()), None)
-    plain = identity(space, batch, first.device if first is not None else "cpu")
+    plain = identity(space, batch, device)
     index = {h: p.index if p.index is not None else plain.index[h] for h, p in parts.items()}
     factor = {h: p.factor if p.factor is not None else plain.factor[h] for h, p in parts.items()}
     turns = {h: p.turns for h, p in parts.items() if p.turns is not None}
@@ -137,6 +151,8 @@ def _check(g: Element, space: WeightSpace, batch: int) -> None:
             f"the group element acts on the axes {sorted(g.index)}, "
             f"the weight space has {sorted(space.hidden)}"
         )
+    if g.matrix or g.shift:
+        raise InputError("the group element is one of transformers; these networks have no heads")
     for part in (g.index, g.factor, g.turns):
         for axis, value in part.items():
             if tuple(value.shape) != (batch, space.hidden[axis]):

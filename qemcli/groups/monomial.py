@@ -10,14 +10,14 @@ import torch
 from qemcli.groups import permutation, scale, sign
 from qemcli.groups._element import Part
 from qemcli.groups.scale import UNKNOWN, Scales
-from qemcli.spaces import Chain
+from qemcli.spaces import WeightSpace
 
 
-def _diagonals(space: Chain) -> list[ModuleType]:
+def _diagonals(space: WeightSpace) -> list[ModuleType]:
     return [group for group in (scale, sign) if group.refusal(space) is None]
 
 
-def refusal(space: Chain) -> str | None:
+def refusal(space: WeightSpace) -> str | None:
     """The activation must allow more than permutations."""
     if _diagonals(space):
         return None
@@ -29,7 +29,9 @@ def refusal(space: Chain) -> str | None:
     )
 
 
-def draw(space: Chain, n: int, batch: int, generator: torch.Generator, scales: Scales) -> Part:
+def draw(
+    space: WeightSpace, n: int, batch: int, generator: torch.Generator, scales: Scales
+) -> Part:
     """A permutation, and the product of the factors that the diagonal groups draw."""
     part = permutation.draw(space, n, batch, generator, scales)
     factor = torch.ones(batch, n, dtype=torch.float64, device=generator.device)

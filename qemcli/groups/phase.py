@@ -6,13 +6,15 @@ import torch
 
 from qemcli.groups._element import Part
 from qemcli.groups.scale import UNKNOWN, Scales
-from qemcli.spaces import Chain
+from qemcli.spaces import Chain, WeightSpace
 
 MOST = 3  # half turns either way; more only costs digits of the bias
 
 
-def refusal(space: Chain) -> str | None:
+def refusal(space: WeightSpace) -> str | None:
     """The activation must be sin(w0 z) with w0 known, as in a SIREN, and biases there."""
+    if not isinstance(space, Chain):
+        return "half turns are a symmetry of SIRENs"
     if space.activation is None:
         return f"whether half turns are a symmetry {UNKNOWN}"
     if space.activation != "sin":
@@ -27,7 +29,9 @@ def refusal(space: Chain) -> str | None:
     return None
 
 
-def draw(space: Chain, n: int, batch: int, generator: torch.Generator, scales: Scales) -> Part:
+def draw(
+    space: WeightSpace, n: int, batch: int, generator: torch.Generator, scales: Scales
+) -> Part:
     """Uniform over -3 ... 3 half turns a neuron."""
     shape = (batch, n)
     return Part(

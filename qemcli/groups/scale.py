@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from qemcli.errors import UsageError
 from qemcli.groups._element import Part
-from qemcli.spaces import HOMOGENEOUS, Chain
+from qemcli.spaces import HOMOGENEOUS, WeightSpace
+from qemcli.spaces.transformer import Transformer
 
 UNKNOWN = "depends on the activation, which is not known here; pass --activation NAME"
 LAWS = ("uniform", "log")
@@ -37,9 +39,24 @@ class Scales:
             raise UsageError(f"no law of scales is called '{law}'", f"Known: {', '.join(LAWS)}.")
         return cls(low, high, law)
 
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Factors of the given shape, float64, on the generator's device."""
+        u = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
+        if self.law == "log":
+            return self.low * (self.high / self.low) ** u
+        return self.low + (self.high - self.low) * u
 
-def refusal(space: Chain) -> str | None:
-    """The activation must be positively homogeneous; pooling, zero padding and flattening are."""
+
+def gated(space: WeightSpace) -> bool:
+    """True for SwiGLU and its like: what passes the gate is multiplied, whatever the activation."""
+    return isinstance(space, Transformer) and space.gated
+
+
+def refusal(space: WeightSpace) -> str | None:
+    """The activation must be positively homogeneous; pooling, zero padding, flattening and the
+    product with a gate are."""
+    if gated(space):
+        return None
     if space.activation is None:
         return f"whether positive scales are a symmetry {UNKNOWN}"
     if space.activation not in HOMOGENEOUS:
@@ -51,9 +68,8 @@ def refusal(space: Chain) -> str | None:
     return None
 
 
-def draw(space: Chain, n: int, batch: int, generator: torch.Generator, scales: Scales) -> Part:
+def draw(
+    space: WeightSpace, n: int, batch: int, generator: torch.Generator, scales: Scales
+) -> Part:
     """One positive factor a neuron."""
-    u = torch.rand(batch, n, generator=generator, dtype=torch.float64, device=generator.device)
-    if scales.law == "log":
-        return Part(factor=scales.low * (scales.high / scales.low) ** u)
-    return Part(factor=scales.low + (scales.high - scales.low) * u)
+    return Part(factor=scales.draw((batch, n), generator))
