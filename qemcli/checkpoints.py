@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from qemcli import recognition, registry
-from qemcli.errors import EnvironmentFailure, InputError, UsageError
-from qemcli.spaces import WeightSpace
+from qemcli.errors import EnvironmentFailure, InputError, UnsupportedError, UsageError
+from qemcli.spaces import Opaque, WeightSpace, opaque
 
 FLOATS = frozenset(
     {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}
@@ -41,6 +41,7 @@ class Checkpoint:
         reader: names -> arrays as stored, float32 or float64; raises InputError.
         ordered: whether the order of `shapes` is the network's (safetensors sorts by name).
         skipped: (name, reason) of what the file holds besides.
+        refusal: why the network is none that qem acts on, where the file itself says so.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Checkpoint:
     reader: Callable[[Iterable[str]], dict[str, np.ndarray]]
     ordered: bool = True
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    refusal: str | None = None
 
     def weights(self) -> dict[str, tuple[int, ...]]:
         """The tensors that can be weights: floats, in torch's layout."""
@@ -69,14 +71,35 @@ class Checkpoint:
                 f"{self.path}: a qem predictor, which reads networks and is none itself",
                 "see `qem models`, or qem verify-invariance FILE",
             )
+        if self.refusal is not None:
+            raise UnsupportedError(
+                f"{self.path}: {self.refusal}", "qem index lists it all the same"
+            )
         try:
             space = recognition.infer(self.weights(), self.metadata, activation, self.ordered)
         except InputError as error:
             raise type(error)(f"{self.path}: {error.message}", error.hint) from None
         return recognition.with_skipped(space, self.others())
 
+    def listed(self, activation: str | None = None) -> WeightSpace:
+        """The weight space; `Opaque`, with the reason, where the file is sound but no space fits.
+
+        Raises InputError for a predictor, a damaged `qem.space`, and a file without weights.
+        """
+        try:
+            return self.space(activation)
+        except InputError as error:
+            left, skipped = recognition.weights(self.weights())
+            if not left or {"qem.kind", "qem.space"} & set(self.metadata):
+                raise
+            reason = error.message.removeprefix(f"{self.path}: ").partition("; qem acts on")[0]
+        found = opaque(left, reason)
+        return recognition.with_skipped(found, (*skipped.items(), *self.others()))
+
     def coverage(self, space: WeightSpace) -> float:
         """The share of the file's parameters whose place in the weight space is known."""
+        if isinstance(space, Opaque):
+            return 0.0
         foreign = sum(
             math.prod(self.shapes[n])
             for n, reason in space.skipped

@@ -33,7 +33,7 @@ _FOREIGN = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
     for pattern, reason in (
         (r"running_(mean|var)|moving_(mean|variance)|num_batches", "batch normalisation"),
-        (r"lora_?[ab]\b|lora_?(down|up)", "a LoRA adapter"),
+        (r"lora_?[ab]\b|lora[._]?(down|up)", "a LoRA adapter"),
         (r"(^|[./])(down_?sample|shortcut|skip|res(idual|net|block)?s?)\d*([./_]|$)", "residual"),
         (r"(^|[./])(res|residual)_?(block|unit)s?\d*([./_]|$)", "residual connections"),
         (r"attn|attention|(^|[./_])(qkv|[qkv]_proj|query|key|value|in_proj_weight)([./]|$)",
@@ -110,15 +110,20 @@ def infer(
     known = _activation(metadata, activation)
     if "qem.space" in metadata:
         return _declared(shapes, str(metadata["qem.space"]), known)
-    skipped = {n: reason for n, s in shapes.items() if (reason := _passed_over(n, s))}
-    skipped |= {n: DATA for n in FITTED & set(shapes) if set(shapes) - FITTED - set(skipped)}
-    left = {n: s for n, s in shapes.items() if n not in skipped}
+    left, skipped = weights(shapes)
     if not left:
         raise InputError("it holds no weights", "give a checkpoint with at least one layer")
     _refuse_foreign(left)
     pairs = paired(left)
     names = in_order({w: left[w] for w in pairs}, ordered)
     return with_skipped(_build(left, pairs, names, metadata, known), tuple(skipped.items()))
+
+
+def weights(shapes: Shapes) -> tuple[dict[str, Shape], dict[str, str]]:
+    """(what can be weights by its name and shape, reason for every other tensor)."""
+    skipped = {n: reason for n, s in shapes.items() if (reason := _passed_over(n, s))}
+    skipped |= {n: DATA for n in FITTED & set(shapes) if set(shapes) - FITTED - set(skipped)}
+    return {n: tuple(s) for n, s in shapes.items() if n not in skipped}, skipped
 
 
 def with_skipped(space: WeightSpace, skipped: tuple[tuple[str, str], ...]) -> WeightSpace:

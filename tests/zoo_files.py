@@ -47,7 +47,7 @@ def write_broken(root):
     os.mkfifo(root / "pipe.pt")
     (root / "outside.safetensors").symlink_to("/etc/hostname")
     (root / "loop.safetensors").symlink_to("loop.safetensors")
-    save_file({"attn.q_proj.weight": torch.zeros(4, 4)}, root / "attention.safetensors")
+    save_file({"a": torch.zeros(4, 4)}, root / "predictor.safetensors", {"qem.kind": "predictor"})
     (root / "README.md").write_text("no checkpoint")
     return 8
 

@@ -4,13 +4,16 @@
 
 The same name twice is the same set of neurons; `*` marks the dual axis, the neurons read from.
 `h1`, `h2`, ... are hidden axes, whose order is a matter of taste; `x`, `y`, kernel taps `u v` and
-flattened positions `s` are free. One module a kind of space: chains of affine maps, transformers.
+flattened positions `s` are free. One module a kind of space: chains of affine
+maps, transformers, and networks that are listed without being understood.
 """
 
 from qemcli.spaces._notation import Axis, NamedTensor, parse
 from qemcli.spaces._space import ACTIVATIONS, HOMOGENEOUS, ODD, WeightSpace
 from qemcli.spaces.chain import CONVENTIONS, Chain, Forward, Layer, chain, chain_of, cnn, mlp, siren
+from qemcli.spaces.opaque import Opaque, opaque
 from qemcli.spaces.transformer import (
+    FROZEN,
     ROLES,
     Block,
     Place,
@@ -24,6 +27,7 @@ from qemcli.spaces.transformer import (
 __all__ = [
     "ACTIVATIONS",
     "CONVENTIONS",
+    "FROZEN",
     "HOMOGENEOUS",
     "ODD",
     "ROLES",
@@ -33,6 +37,7 @@ __all__ = [
     "Forward",
     "Layer",
     "NamedTensor",
+    "Opaque",
     "Place",
     "Rotary",
     "Style",
@@ -42,6 +47,7 @@ __all__ = [
     "chain_of",
     "cnn",
     "mlp",
+    "opaque",
     "parse",
     "siren",
     "small_transformer",

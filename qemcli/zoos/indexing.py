@@ -170,11 +170,11 @@ def _plan_rows(path: Path, folder: Path) -> Plan:
     zoo = Zoo.open(path)
     layout, root = (zoo.layout, path) if zoo.layout != "indexed" else origin(path)
     source = {"layout": layout, "path": os.path.relpath(root, folder)}
-    starts = range(0, len(zoo), CHUNK_ROWS)
+    largest = max((space.size for space in zoo.spaces.values()), default=1)
+    count = min(CHUNK_ROWS, max(1, CHUNK_BYTES // (4 * largest)))
+    starts = range(0, len(zoo), count)
     stamp = (path / INDEX if (path / INDEX).is_file() else path).stat().st_mtime_ns
-    chunks: list[Chunk] = [
-        RowChunk(str(path), s, min(s + CHUNK_ROWS, len(zoo)), stamp) for s in starts
-    ]
+    chunks: list[Chunk] = [RowChunk(str(path), s, min(s + count, len(zoo)), stamp) for s in starts]
     failed, left_out = tuple(zoo.failures), tuple(zoo.record.get("left_out", ()))
     return Plan(path, folder, source, chunks, len(zoo), failures=failed, left_out=left_out)
 
@@ -277,11 +277,22 @@ def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
         "labelled": merge.labelled,
         "architectures": merge.archs,
         "activations": merge.activations,
+        **_only_listed(spaces, merge.archs),
         "ignored": plan.ignored,
         **({"labels": labels.report} if labels else {}),
         **({"left_out": list(plan.left_out)} if plan.left_out else {}),
         "failed": failures,
     }
+
+
+def _only_listed(spaces: dict[str, str], counts: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Why networks are listed without being understood, and how many for each reason."""
+    reasons: dict[str, int] = {}
+    for arch, count in counts.items():
+        record = json.loads(spaces[arch])
+        if record.get("kind") == "opaque":
+            reasons[record["reason"]] = reasons.get(record["reason"], 0) + count
+    return {"only_listed": reasons} if reasons else {}
 
 
 def labels_of(plan: Plan, failures: list[dict[str, str]]) -> tables.Labels | None:

@@ -26,7 +26,7 @@ def open_zoo(
     Raises InputError where nothing usable is left, or, `strict`, at the first failure.
     """
     path = resolve(given, say, ships)
-    zoo = Zoo.open(path, activation=activation)
+    zoo = Zoo.open(path, activation=activation).understood()
     if strict and zoo.failures:
         first = zoo.failures[0]
         raise InputError(f"{first['checkpoint']}: {first['reason']}")

@@ -149,10 +149,13 @@ class Reader:
         """The weight space, worked out once for equal tensors and equal statements about them."""
         said = checkpoint.metadata
         stated = tuple(str(said.get(k)) for k in STATED)
-        key = (tuple(checkpoint.shapes.items()), tuple(checkpoint.dtypes.values()), stated)
+        key = (
+            tuple(checkpoint.shapes.items()), tuple(checkpoint.dtypes.values()), stated,
+            checkpoint.refusal,
+        )  # fmt: skip
         if key not in self.known:
             try:
-                self.known[key] = checkpoint.space(self.activation)
+                self.known[key] = checkpoint.listed(self.activation)
             except QemError as error:
                 reason = error.message.removeprefix(f"{checkpoint.path}: ")
                 self.known[key] = type(error)(reason, error.hint)

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import Chain, Opaque, WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NAMES = ("mean", "var", "q0", "q25", "q50", "q75", "q100")
@@ -14,7 +14,7 @@ NAMES = ("mean", "var", "q0", "q25", "q50", "q75", "q100")
 
 def describe(space: WeightSpace, flat: np.ndarray) -> dict[str, np.ndarray]:
     """(n, D) float32 rows -> column -> (n,) values: `finite`, `sha256`, `ties` and
-    `stat.<tensor>.<name>`.
+    `stat.<tensor>.<name>`, or `stat.all.<name>` where the tensors have no place in a network.
 
     `var` is the biased variance; quantiles are interpolated linearly. Where a tensor has values
     that are not finite, its statistics are those of the finite part, NaN where there is none.
@@ -24,16 +24,17 @@ def describe(space: WeightSpace, flat: np.ndarray) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {"finite": finite, "sha256": digests(flat)}
     columns["ties"] = ties(space, flat)
     at = 0
-    for tensor in space.tensors:
-        part = flat[:, at : at + tensor.size]
-        at += tensor.size
+    parts = [(tensor.name, tensor.size) for tensor in space.tensors]
+    for tensor, size in [("all", space.size)] if isinstance(space, Opaque) else parts:
+        part = flat[:, at : at + size]
+        at += size
         values = np.empty((len(NAMES), len(flat)))
         values[:, finite] = _moments(part if finite.all() else part[finite])
         for i in np.flatnonzero(~finite):
             row = part[i][np.isfinite(part[i])]
             values[:, i] = _moments(row[None])[:, 0] if row.size else np.nan
         for name, column in zip(NAMES, values, strict=True):
-            columns[f"stat.{tensor.name}.{name}"] = column
+            columns[f"stat.{tensor}.{name}"] = column
     return columns
 
 

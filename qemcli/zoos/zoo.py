@@ -11,7 +11,7 @@ import numpy as np
 
 from qemcli import registry
 from qemcli.errors import UsageError
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import Opaque, WeightSpace
 from qemcli.zoos.sources import Source
 from qemcli.zoos.where import rows as where_rows
 
@@ -79,6 +79,19 @@ class Zoo:
     def take(self, positions: Any) -> Zoo:
         """The zoo of these rows of the index (positions or a mask), numbered anew."""
         return replace(self, index=self.index.iloc[positions].reset_index(drop=True), copies=None)
+
+    def understood(self) -> Zoo:
+        """The zoo without the checkpoints that an index only lists: those become failures."""
+        reasons = {a: s.title for a, s in self.spaces.items() if isinstance(s, Opaque)}
+        listed = self.index["arch"].isin(list(reasons)).to_numpy()
+        if not listed.any():
+            return self
+        rows = self.index[listed]
+        named = [
+            {"checkpoint": name, "reason": reasons[arch]}
+            for name, arch in zip(rows["checkpoint"], rows["arch"], strict=True)
+        ]
+        return replace(self.take(~listed), failures=[*self.failures, *named], copies=self.copies)
 
     def where(self, expression: str) -> Zoo:
         """The rows for which the filter holds: `zoo.where("lr < 0.1 and step == 86")`."""

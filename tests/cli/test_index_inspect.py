@@ -69,6 +69,7 @@ def test_inspect_flags_nan_and_counts_ties(run, tmp_path):
 )  # fmt: skip
 def test_one_bad_checkpoint_is_one_line_and_its_exit_code(run, folder, name, code):
     write_broken(folder)
+    save_file({"attn.q_proj.weight": torch.zeros(4, 4)}, folder / "attention.safetensors")
     result = run("inspect", str(folder / name))
     assert result.code == code
     assert result.out == ""

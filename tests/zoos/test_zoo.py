@@ -69,7 +69,7 @@ def test_folder_of_checkpoints_is_a_zoo_and_bad_ones_are_counted(tmp_path):
     assert reasons["pipe.pt"] == "not a regular file (a pipe, socket or device)"
     assert "leaves the folder" in reasons["outside.safetensors"]
     assert "needs" in reasons["cut.safetensors"]
-    assert "attention" in reasons["attention.safetensors"]
+    assert "predictor" in reasons["predictor.safetensors"]
     assert zoo.record["ignored"] == 1
 
 
@@ -181,7 +181,7 @@ def test_strict_stops_at_the_first_bad_checkpoint(tmp_path):
     assert len(open_zoo(root, strict=True)) == 6
     write_broken(root)
     assert len(open_zoo(root, where="test_accuracy < 0.25", limit=2)) == 2
-    with pytest.raises(InputError, match="attention"):
+    with pytest.raises(InputError, match="cut"):
         open_zoo(root, strict=True)
     with pytest.raises(InputError, match="no checkpoint is left"):
         open_zoo(root, where="test_accuracy > 7")
