@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.errors import InputError, UsageError
+from qemcli.layers.forests import Grown
 from qemcli.spaces import WeightSpace
 
 
@@ -105,7 +106,8 @@ class Run:
         self.seed, self.device, self.state = seed, device, state
         self.team = Team.join()
         self.model = model.to(device)
-        self.parallel = nn.parallel.DistributedDataParallel(model) if self.team.size > 1 else model
+        apart = self.team.size > 1 and not isinstance(model, Grown)
+        self.parallel = nn.parallel.DistributedDataParallel(model) if apart else model
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
         self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
@@ -127,12 +129,16 @@ class Run:
         on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     ) -> list[dict[str, float]]:
         """Train; the model ends with the weights of its best validation epoch. Returns one row an
-        epoch.
+        epoch. Trees are grown instead, anew where a run resumes: one row a round.
 
         Raises InputError for data that nothing can be learned from, UsageError where the loss
         diverges.
         """
         check(train, val, self.task.TARGET)
+        if isinstance(self.model, Grown):
+            learn, hold = ((self.space.unflatten(r.flat), r.target) for r in (train, val))
+            self.history = self.model.grow(learn, hold, self.seed, on_epoch)
+            return self.history
         self._optimisers(train)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
