@@ -17,6 +17,7 @@ from torch import Tensor
 from qemcli import registry
 from qemcli.errors import UnsupportedError
 from qemcli.groups import _blocks, _composition, _element
+from qemcli.groups._blocks import act_on_part, check, parts
 from qemcli.groups._element import Element, Part, assemble, identity
 from qemcli.groups.scale import Scales
 from qemcli.spaces import WeightSpace
@@ -26,12 +27,15 @@ __all__ = [
     "ALL",
     "Element",
     "act",
+    "act_on_part",
     "allowed",
     "applicable",
+    "check",
     "compose",
     "identity",
     "inverse",
     "names",
+    "parts",
     "sample",
 ]
 

@@ -12,7 +12,8 @@ into the maps that read them first, since only a norm without gain commutes with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,15 +36,32 @@ def act(g: Element, space: Transformer, w: Mapping[str, Tensor]) -> dict[str, Te
     """
     space.check(w)
     first = w[space.tensors[0].name]
-    _check(g, space, len(first))
+    check(g, space, len(first))
     g = g.to(first.device)
-    exact = {t.name: w[t.name].double() for t in space.tensors}
+    moved: dict[str, Tensor] = {}
+    for part in parts(space):
+        moved |= act_on_part(g, part, w)
+    return {t.name: moved[t.name] for t in space.tensors}
+
+
+def parts(space: Transformer) -> Iterator[Transformer]:
+    """One block after the other, then what stands outside: each can be moved on its own."""
+    for block in space.blocks:
+        held = {place.tensor for _, place in block.places}
+        tensors = tuple(t for t in space.tensors if t.name in held)
+        yield replace(space, tensors=tensors, blocks=(block,))
+    yield replace(space, tensors=space.outside, blocks=())
+
+
+def act_on_part(g: Element, part: Transformer, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one of `parts`, moved; `g` was checked against the whole space."""
+    exact = {t.name: w[t.name].double() for t in part.tensors}
     blocks = [
-        _moved(g, space, block, dict(roles))
-        for block, roles in zip(space.blocks, space.read(exact), strict=True)
+        _moved(g, part, block, dict(roles))
+        for block, roles in zip(part.blocks, part.read(exact), strict=True)
     ]
-    moved = space.write(exact, blocks) | _outside(g, space, exact)
-    return {t.name: moved[t.name].to(w[t.name].dtype).contiguous() for t in space.tensors}
+    moved = part.write(exact, blocks) | _outside(g, part, exact)
+    return {t.name: moved[t.name].to(w[t.name].dtype).contiguous() for t in part.tensors}
 
 
 def is_stream(axis: str) -> bool:
@@ -51,7 +69,8 @@ def is_stream(axis: str) -> bool:
     return axis[0] in "rm"
 
 
-def _check(g: Element, space: Transformer, batch: int) -> None:
+def check(g: Element, space: Transformer, batch: int) -> None:
+    """InputError unless `g` is an element for `batch` networks of this space."""
     wanted = shapes(space)
     if g.turns:
         raise InputError("the group element has half turns, which transformers have not")

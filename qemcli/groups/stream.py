@@ -12,7 +12,7 @@ from qemcli.groups._blocks import is_stream
 from qemcli.groups._element import Element
 from qemcli.groups.general_linear import NO_ATTENTION
 from qemcli.groups.scale import Scales
-from qemcli.spaces import WeightSpace
+from qemcli.spaces import NamedTensor, WeightSpace
 from qemcli.spaces.transformer import Transformer
 
 
@@ -20,14 +20,18 @@ def refusal(space: WeightSpace) -> str | None:
     """Every reader and writer of the stream must be known, the answers among them."""
     if not isinstance(space, Transformer):
         return NO_ATTENTION
-    if not space.tied and not any(is_reader(t.axes) for t in space.outside):
+    unplaced = [name for name, reason in space.skipped if not reason.endswith("not weights")]
+    if unplaced:
+        return f"'{unplaced[0]}' has no known place, and may read the stream"
+    if not space.tied and not any(_answers(t) for t in space.outside):
         return "the networks answer with the stream itself: no head reads it"
     return None
 
 
-def is_reader(axes: tuple) -> bool:
-    """True where the tensor reads the stream."""
-    return any(axis.dual and is_stream(axis.name) for axis in axes)
+def _answers(tensor: NamedTensor) -> bool:
+    """True where the tensor reads something and writes answers."""
+    reads = any(axis.dual for axis in tensor.axes)
+    return reads and any(axis.name in "vy" for axis in tensor.axes)
 
 
 def axes(space: Transformer) -> dict[str, int]:
