@@ -221,6 +221,8 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             raise InputError(f"a torch file of more than {MAX_TENSORS} entries")
         item, at, depth = waiting.pop()
         parts = _parts(item) if depth < MAX_DEPTH else None
+        if isinstance(item, list | tuple) and depth < MAX_DEPTH:
+            parts = dict(enumerate(item))
         if isinstance(item, Stored | _Loaded):
             yield at, item
         elif parts is not None:

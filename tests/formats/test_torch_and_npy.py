@@ -1,10 +1,14 @@
 """torch files and npz: what is loaded, what is unwrapped, and that nothing is ever run."""
 
+import argparse
 import collections
 import io
 import os
 import pickle
+import sys
+import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,12 +110,40 @@ def test_plain_pickle_is_refused_and_not_run(tmp_path, protocol, name):
     assert not canary.exists()
 
 
-def test_whole_module_and_foreign_containers_are_refused(tmp_path):
-    for value in (MODULE, {"a": np.float64(3), **STATE}, [torch.zeros(3)], 3):
-        with pytest.raises(InputError):
-            open_checkpoint(save(value, tmp_path / "a.pt"))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_holds_no_tensor_by_name_is_refused(tmp_path, zipped):
+    for value in ([torch.zeros(3)], 3, {"a": 3}, argparse.Namespace(a=torch.zeros(3))):
+        with pytest.raises(InputError, match=r"not a dict of tensors|holds no tensor"):
+            open_checkpoint(save(value, tmp_path / "a.pt", zipped))
     ordered = collections.OrderedDict(STATE)  # the control: what torch itself writes
-    assert_holds_the_state(open_checkpoint(save(ordered, tmp_path / "a.pt")))
+    assert_holds_the_state(open_checkpoint(save(ordered, tmp_path / "a.pt", zipped)))
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_module_saved_whole_is_read_without_its_class(tmp_path, zipped):
+    found = open_checkpoint(save({"model": MODULE, "best": np.float64(3)}, tmp_path / "a", zipped))
+    assert_holds_the_state(found)
+    assert found.metadata["best"] == 3.0
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_in_objects_are_read_and_nothing_is_imported(tmp_path, zipped, monkeypatch):
+    module = types.ModuleType("gone_tomorrow")
+    exec("class Config:\n    pass", module.__dict__)
+    module.Config.__module__ = "gone_tomorrow"
+    monkeypatch.setitem(sys.modules, "gone_tomorrow", module)
+    config = module.Config()
+    config.__dict__.update(lr=0.1, activation="tanh", path=Path("/a/b"), widths=[3, 5])
+    value = {"model": STATE, "config": config, "rng": np.arange(3), "when": object}
+    file = save(value, tmp_path / "a.pt", zipped)
+    monkeypatch.delitem(sys.modules, "gone_tomorrow")
+    found = open_checkpoint(file)
+    assert_holds_the_state(found)
+    assert found.metadata["config.lr"] == 0.1
+    assert found.metadata["config.path"] == "/a/b"
+    assert "never made" in dict(found.others())["rng"]
+    assert "gone_tomorrow" not in sys.modules
 
 
 @pytest.mark.parametrize("zipped", [True, False])
