@@ -1,4 +1,5 @@
-"""Checkpoints: one file of trained weights, opened lazily, whatever its format.
+"""Checkpoints: one file of trained weights, or a directory of the transformers library, opened
+lazily, whatever its format.
 
 A format is a module of formats/ with `sniff(path) -> bool` (by the first bytes, never by the suffix
 alone) and `open(path) -> Checkpoint`.
@@ -64,7 +65,7 @@ class Checkpoint:
         reasons = {n: _reason(d) for n, d in self.dtypes.items() if d not in FLOATS}
         return (*self.skipped, *reasons.items())
 
-    def space(self, activation: str | None = None) -> WeightSpace:
+    def space(self, activation: str | None = None, heads: int | None = None) -> WeightSpace:
         """The weight space; raises InputError or UnsupportedError where there is none."""
         if self.metadata.get("qem.kind") == "predictor":
             raise InputError(
@@ -76,18 +77,20 @@ class Checkpoint:
                 f"{self.path}: {self.refusal}", "qem index lists it all the same"
             )
         try:
-            space = recognition.infer(self.weights(), self.metadata, activation, self.ordered)
+            space = recognition.infer(
+                self.weights(), self.metadata, activation, self.ordered, heads
+            )
         except InputError as error:
             raise type(error)(f"{self.path}: {error.message}", error.hint) from None
         return recognition.with_skipped(space, self.others())
 
-    def listed(self, activation: str | None = None) -> WeightSpace:
+    def listed(self, activation: str | None = None, heads: int | None = None) -> WeightSpace:
         """The weight space; `Opaque`, with the reason, where the file is sound but no space fits.
 
         Raises InputError for a predictor, a damaged `qem.space`, and a file without weights.
         """
         try:
-            return self.space(activation)
+            return self.space(activation, heads)
         except InputError as error:
             left, skipped = recognition.weights(self.weights())
             if not left or {"qem.kind", "qem.space"} & set(self.metadata):
@@ -103,7 +106,7 @@ class Checkpoint:
         foreign = sum(
             math.prod(self.shapes[n])
             for n, reason in space.skipped
-            if n in self.shapes and self.dtypes[n] not in COUNTERS and reason not in NO_WEIGHTS
+            if n in self.shapes and self.dtypes[n] not in COUNTERS and not _no_weights(reason)
         )
         return space.size / max(space.size + foreign, 1)
 
@@ -121,7 +124,8 @@ class Checkpoint:
             return np.concatenate([arrays[n].astype(np.float32).ravel() for n in space.names])
 
 
-NO_WEIGHTS = frozenset({recognition.OPTIMISER, recognition.SCALAR, recognition.DATA})
+def _no_weights(reason: str) -> bool:
+    return reason == recognition.OPTIMISER or reason.endswith("not weights")
 
 
 def _reason(dtype: str) -> str:
@@ -144,11 +148,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         InputError: it is no checkpoint; the message says what it is and what to do.
     """
     path = Path(path)
-    head = peek(path)
-    for module in _formats():
+    for module in _formats():  # a directory's goes first, by its name
         if module.sniff(path):
             return module.open(path)
-    what, hint = identify(head)
+    what, hint = identify(peek(path))
     raise InputError(f"{path}: {what}", hint)
 
 

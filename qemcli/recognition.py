@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
+from qemcli.families._recognition import recognise
 from qemcli.ordering import Shape, Shapes, in_order, paired, unsupported
 from qemcli.spaces import ACTIVATIONS, CONVENTIONS, Chain, Forward, Layer, WeightSpace, chain
 
@@ -97,14 +98,15 @@ def infer(
     metadata: Mapping[str, Any] | None = None,
     activation: str | None = None,
     ordered: bool = True,
+    heads: int | None = None,
 ) -> WeightSpace:
     """The weight space of tensors in torch's layout.
 
-    `metadata` may hold `qem.space` (then nothing is guessed), `activation`, `w0`, `offset`;
-    `activation` stated by the caller goes before it; `ordered` says whether the order of `shapes`
-    is the network's. Raises UnsupportedError that names the tensor of an architecture we do not
-    act on, InputError where no chain of layers fits or several do, UsageError for an unknown
-    activation.
+    `metadata` may hold `qem.space` (then nothing is guessed), `activation`, `w0`, `offset`, and a
+    transformer's config.json; `activation` stated by the caller goes before it, `heads` counts
+    where config.json does not say them; `ordered` says whether the order of `shapes` is the
+    network's. Raises UnsupportedError that names the tensor of an architecture we do not act on,
+    InputError where no chain of layers fits or several do, UsageError for an unknown activation.
     """
     metadata = metadata or {}
     known = _activation(metadata, activation)
@@ -113,6 +115,9 @@ def infer(
     left, skipped = weights(shapes)
     if not left:
         raise InputError("it holds no weights", "give a checkpoint with at least one layer")
+    transformer = recognise(left, metadata, known, heads)
+    if transformer is not None:
+        return transformer.without(tuple(skipped.items()))
     _refuse_foreign(left)
     pairs = paired(left)
     names = in_order({w: left[w] for w in pairs}, ordered)

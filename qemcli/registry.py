@@ -17,7 +17,10 @@ from types import ModuleType
 
 from qemcli.errors import UsageError
 
-KINDS = ("groups", "formats", "architectures", "zoos.layouts", "zoos.build", "tasks", "edits")
+KINDS = (
+    "groups", "formats", "architectures", "families", "zoos.layouts", "zoos.build", "tasks",
+    "edits",
+)  # fmt: skip
 
 
 def _folder(kind: str) -> list[str]:

@@ -34,7 +34,7 @@ ROLES: dict[str, str] = {
     "norm2": "r", "norm2_shift": "r",
     "gate": "rf", "gate_bias": "f", "up": "rf", "up_bias": "f", "down": "fr", "down_bias": "r",
 }  # fmt: skip
-FROZEN = "fixed sinusoids of the positions, not trained"
+FROZEN = "fixed sinusoids of the positions, not weights"
 
 
 class Place(NamedTuple):
