@@ -8,6 +8,7 @@ pass too proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,7 @@ from qemcli.groups import act, applicable
 from qemcli.layers.features import act_on_features
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.quasi import switched_off
+from qemcli.layers.shown import Shown
 from qemcli.predictors import Predictor
 from qemcli.spaces import Chain, WeightSpace, chain_of
 from qemcli.testing import (
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 Networks = Mapping[str, Tensor]
 Model = Callable[[dict[str, Tensor]], Tensor]
+PLACES = (8, 8)  # where pictures are compared: two functions that differ, differ on every one
 VISIBLE = 100.0  # a control must move the answer by so many tolerances to count
 
 
@@ -243,7 +246,11 @@ def verify(predictor: Predictor, flat: Tensor, group: str | None, check: Check) 
     w = space.unflatten(flat.to(check.dtype))
     claims = [group] if group else sorted(predictor.claims)
     tried = [group] if group else applicable(space)
-    report = verify_predictor(predictor, space, w, claims, tried, check)
+    small = (
+        predictor.model.drawn_at(*PLACES) if isinstance(predictor.model, Shown) else nullcontext()
+    )
+    with small:
+        report = verify_predictor(predictor, space, w, claims, tried, check)
     report.rows += layers(predictor.metanetwork, space, w, check)
     report.rows += quasi_leak(predictor, w)
     return report

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,17 @@ class Shown(Metanetwork):
     def __init__(self, space: Chain, editor: Metanetwork, pixels: int = 0) -> None:
         super().__init__()
         self.space, self.editor, self.pixels = space, editor, pixels
-        signals.check(space)
+        _, *self.size = signals.check(space)
+
+    @contextmanager
+    def drawn_at(self, height: int, width: int) -> Iterator[None]:
+        """Meanwhile the pictures have this size: fewer places are enough to tell functions
+        apart."""
+        whole, self.size = self.size, [height, width]
+        try:
+            yield
+        finally:
+            self.size = whole
 
     def claims(self, space: WeightSpace) -> set[str]:
         """What the editor is equivariant to."""
@@ -51,8 +62,7 @@ class Shown(Metanetwork):
     def forward(self, w: Mapping[str, Tensor]) -> Tensor | Glimpse:
         branches = self.branches(w)
         first = branches[self.space.names[0]]
-        _, height, width = signals.check(self.space)
-        grid = signals.coordinates(self.space, height, width, first.dtype).to(first.device)
+        grid = signals.coordinates(self.space, *self.size, first.dtype).to(first.device)
         at = torch.arange(len(grid), device=grid.device)
         if self.training and self.pixels:
             at = torch.randperm(len(grid), device=grid.device)[: self.pixels]
