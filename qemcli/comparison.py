@@ -7,7 +7,10 @@ A comparison is a TOML file:
     seeds = [0, 1, 2]
     reference = "monomial_nfn none"              # paired differences are against this design
     group = "monomial"                           # the orbits that trained predictors are tried on
-    ranges = [[1, 10], [1, 10000]]               # scales of those tries, U[lo, hi]
+    ranges = [[1, 10], [1, 10000]]               # scales of those tries, U[lo, hi]; of matrices in
+                                                 # heads (group = "general-linear") the singular
+                                                 # values, so that hi / lo bounds the condition
+    thresholds = [0, 0.2, 0.4]                   # also scored on networks of such accuracy or more
     augment = [[1, 10]]                          # also train on zoos doubled by such copies
     augmented = ["monomial_nfn none"]            # these designs only (all where not said)
     (optional) [schedule]
@@ -60,6 +63,7 @@ class Comparison:
     ranges: tuple[Range, ...] = ()
     augment: tuple[Range, ...] = ()
     augmented: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
     schedule: Schedule = Schedule()
     designs: tuple[Design, ...] = ()
 
@@ -113,9 +117,12 @@ def load(path: Path) -> Comparison:
         document[name] = tuple((float(low), float(high)) for low, high in document.get(name, ()))
     document["seeds"] = tuple(document.get("seeds", (0, 1, 2)))
     document["augmented"] = tuple(document.get("augmented", ()))
+    document["thresholds"] = tuple(map(float, document.get("thresholds", ())))
     found = Comparison(schedule=schedule, designs=designs, **document)
     if not designs:
         raise UsageError(f"{path}: no [[design]] to compare")
+    if found.thresholds and not registry.load("tasks", found.task).ORDERED:
+        raise UsageError(f"{path}: thresholds are for accuracies, and the task is {found.task}")
     known = [label(design) for design in designs]
     for name in (*filter(None, [found.reference]), *found.augmented):
         if name not in known:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
+Many = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _bootstrap(
@@ -66,3 +67,25 @@ def paired(
     if np.isnan(found):
         return found, found, found
     return found, *_bootstrap(resampled, len(label), seed, resamples)
+
+
+def over_seeds(
+    many: Many, predictions: np.ndarray, label: np.ndarray, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """(score, low, high): the score averaged over seeds, with its 95 % percentile interval.
+
+    `predictions` are (seeds, n); both the seeds and the networks are resampled. `many` is
+    many(prediction (n,), label (n,), counts (r, n)) -> (r,): the scores of r resamples that hold
+    each network so many times. NaN where some seed's score is no number.
+    """
+    seeds, n = predictions.shape
+    once = np.ones((1, n))
+    found = float(np.mean([many(p, label, once)[0] for p in predictions]))
+    if np.isnan(found):
+        return found, found, found
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    each = np.stack([many(p, label, counts) for p in predictions], axis=1)
+    low, high = np.nanquantile((each * drawn).sum(axis=1) / seeds, [0.025, 0.975])
+    return found, float(low), float(high)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qemcli import registry
 from qemcli.comparison import Comparison, named
-from qemcli.intervals import paired
+from qemcli.intervals import over_seeds, paired
 
 Runs = list[tuple[dict[str, Any], dict[str, np.ndarray]]]
 
@@ -30,8 +30,31 @@ def table(plan: Comparison, runs: Runs) -> list[dict[str, Any]]:
             ours, theirs = (np.stack([p[augment] for _, p in part]) for part in (members, base))
             gap = paired(metric, ours, theirs, members[0][1]["label"], resamples=400)
             found |= dict(zip(("difference", "low", "high"), gap, strict=True))
-        rows.append(found)
+        rows.append(found | _thresholds(plan, augment, members))
     return rows
+
+
+def above(metric: str, threshold: float) -> str:
+    """How the score on networks of at least this accuracy is called in tables."""
+    return f"{metric} from {threshold:g}"
+
+
+def _thresholds(plan: Comparison, augment: str, members: Runs) -> dict[str, Any]:
+    """The scores on networks of at least each accuracy, means over seeds, with their intervals over
+    seeds and networks and the number of networks."""
+    task = registry.load("tasks", plan.task)
+    found: dict[str, Any] = {}
+    for threshold in plan.thresholds:
+        label = members[0][1]["label"]
+        keep = label >= threshold
+        if keep.sum() < 3:
+            continue
+        predictions = np.stack([p[augment][keep] for _, p in members])
+        name = above(task.METRIC, threshold)
+        value, low, high = over_seeds(task.resampled, predictions, label[keep])
+        found |= {name: value, f"{name} low": low, f"{name} high": high}
+        found[f"n from {threshold:g}"] = int(keep.sum())
+    return found
 
 
 def _averaged(design: str, augment: str, metric: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,10 +89,12 @@ def augmented(plan: Comparison, rows: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def tables(plan: Comparison, rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Markdown: the designs as they were trained on the zoo as it is, then, where the comparison
-    augments, their scores on the augmented zoos."""
+    """Markdown: the designs as they were trained on the zoo as it is; where the comparison has
+    thresholds, their scores above them; where it augments, their scores on the augmented zoos."""
     plain = [row for row in rows if row["augment"] == "none"]
     text = markdown(plain, [name for name in columns if name != "augment"])
+    if plan.thresholds:
+        text += f"\n{_above(plan, plain)}"
     if not plan.augment:
         return text
     zoos = ["none", *map(named, plan.augment)]
@@ -80,6 +105,23 @@ def tables(plan: Comparison, rows: list[dict[str, Any]], columns: list[str]) -> 
                 low, high = told[f"{zoo} low"], told[f"{zoo} high"]
                 told[zoo] = f"{told[zoo]:.3f} ({low:+.3f} to {high:+.3f})"
     return f"{text}\n{markdown(found, ['design', *zoos])}"
+
+
+def _above(plan: Comparison, plain: list[dict[str, Any]]) -> str:
+    """One row a design, one column a threshold: score (interval), and below them all the counts."""
+    metric = registry.load("tasks", plan.task).METRIC
+    names = {above(metric, t): f"n from {t:g}" for t in plan.thresholds}
+    rows = [{"design": row["design"], **_cells(row, list(names))} for row in plain]
+    counts = {name: plain[0].get(count) for name, count in names.items()}
+    return markdown([*rows, {"design": "networks", **counts}], ["design", *names])
+
+
+def _cells(row: dict[str, Any], names: list[str]) -> dict[str, str]:
+    told = {name: row[name] for name in names if math.isfinite(row.get(name, math.nan))}
+    return {
+        name: f"{value:.3f} ({row[f'{name} low']:.3f} to {row[f'{name} high']:.3f})"
+        for name, value in told.items()
+    }
 
 
 def markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:

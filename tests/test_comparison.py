@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,34 @@ def test_tables_show_augmented_zoos_beside_the_plain_one() -> None:
     plain, _, second = text.partition("\n\n")
     assert plain.count("\n") == 3
     assert "| statnn none | 0.000 | 0.100 | 0.200 |" in second
+
+
+def test_thresholds_keep_the_networks_of_that_accuracy() -> None:
+    plan = dataclasses.replace(PLAN, augment=(), thresholds=(0.0, 0.5, 0.99))
+    scores = {("statnn none", "none"): 0.3, ("statnn balanced", "none"): 1e-9}
+    rows = leaderboard.table(plan, _runs(scores))
+    raw, balanced = rows
+    assert (raw["n from 0"], raw["n from 0.5"]) == (60, 30)
+    assert raw["tau from 0.5 low"] < raw["tau from 0.5"] < raw["tau from 0.5 high"]
+    assert raw["tau from 0.5"] < raw["tau from 0"]  # noise weighs more among alike networks
+    assert balanced["tau from 0.5"] == pytest.approx(1)
+    assert "tau from 0.99" not in raw  # one network is left
+    _, _, text = leaderboard.tables(plan, rows, ["design", "tau"]).partition("\n\n")
+    head, _, *lines = text.splitlines()
+    assert head == "| design | tau from 0 | tau from 0.5 | tau from 0.99 |"
+    whole = "1.000 (1.000 to 1.000)"
+    assert lines[1] == f"| statnn balanced | {whole} | {whole} | – |"
+    assert lines[2] == "| networks | 60 | 30 | – |"
+
+
+def test_thresholds_need_an_order(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    text = 'task = "classification"\nthresholds = [0.5]\n[[design]]\narchitecture = "statnn"\n'
+    path.write_text(text)
+    with pytest.raises(UsageError, match="thresholds are for accuracies"):
+        comparison.load(path)
+    path.write_text(text.replace("classification", "generalization"))
+    assert comparison.load(path).thresholds == (0.5,)
 
 
 def test_scores_that_are_no_number_are_shown_as_unknown() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qemcli.intervals import interval, paired
-from qemcli.tasks.generalization import score, tau
+from qemcli.intervals import interval, over_seeds, paired
+from qemcli.tasks.generalization import resampled, score, tau
 
 
 def test_interval_holds_the_score() -> None:
@@ -47,3 +47,32 @@ def test_paired_difference_to_a_constant_answer_is_no_number() -> None:
     label = np.linspace(0, 1, 30)
     ours, theirs = np.zeros((2, 30)), np.tile(label, (2, 1))
     assert np.isnan(paired(tau, ours, theirs, label)).all()
+
+
+def test_resampled_is_the_tau_of_every_resample() -> None:
+    rng = np.random.default_rng(2)
+    label = np.round(rng.random(40), 1)  # ties, as chance accuracies have
+    prediction = np.round(label + 0.2 * rng.normal(size=40), 1)
+    counts = rng.multinomial(40, np.full(40, 1 / 40), size=5)
+    counts[4] = 0
+    counts[4, 0] = 40  # one network forty times has no order
+    found = resampled(prediction, label, counts)
+    for value, c in zip(found[:4], counts, strict=False):
+        rows = np.repeat(np.arange(40), c)
+        assert abs(value - tau(prediction[rows], label[rows])) < 1e-12
+    assert np.isnan(found[4])
+
+
+def test_interval_over_seeds_speaks_of_new_seeds_and_new_networks() -> None:
+    rng = np.random.default_rng(3)
+    label = rng.random(200)
+    one = label + 0.2 * rng.normal(size=200)
+    found, low, high = over_seeds(resampled, np.stack([one, one, one]), label)
+    assert found == tau(one, label)
+    alone = interval(tau, one, label)
+    assert abs(low - alone[0]) < 0.02
+    assert abs(high - alone[1]) < 0.02
+    apart = np.stack([one, label + 0.05 * rng.normal(size=200), label + rng.normal(size=200)])
+    _, wide_low, wide_high = over_seeds(resampled, apart, label)
+    assert wide_high - wide_low > 2 * (high - low)
+    assert np.isnan(over_seeds(resampled, np.stack([one, 0 * one]), label)).all()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TARGET = "test_accuracy"
 METRIC = "tau"
-ORDERED = True  # networks are ranked by it, best first
+ORDERED = True  # networks are ranked by it, best first; `resampled` gives METRIC of resamples
 
 
 def target(index: pandas.DataFrame) -> np.ndarray:
@@ -77,6 +77,22 @@ def tau(prediction: np.ndarray, label: np.ndarray) -> float:
     from scipy.stats import kendalltau
 
     return float(kendalltau(prediction, label).statistic)
+
+
+def resampled(prediction: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(r,): tau-b of r resamples that hold each of n networks counts (r, n) times.
+
+    sum_ij c_i c_j a_ij b_ij / sqrt(sum c c |a| sum c c |b|), a and b the signs of the differences:
+    a thousand times as fast as one tau after another, in n^2 memory.
+    """
+    c = counts.astype(np.float32)  # whole numbers below 2^24 are exact
+    a, b = (np.sign(x[:, None] - x[None, :]).astype(np.float32) for x in (prediction, label))
+
+    def pairs(signs: np.ndarray) -> np.ndarray:
+        return np.einsum("rj,rj->r", (c @ signs).astype(np.float64), counts.astype(np.float64))
+
+    scale = np.sqrt(pairs(np.abs(a)) * pairs(np.abs(b)))
+    return np.divide(pairs(a * b), scale, out=np.full(len(c), np.nan), where=scale > 0)
 
 
 def r2(prediction: np.ndarray, label: np.ndarray) -> float:
