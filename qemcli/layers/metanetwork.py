@@ -11,6 +11,8 @@ from qemcli.layers.features import Features, door
 from qemcli.layers.statistics import StandardiseTensors
 from qemcli.spaces import Chain, WeightSpace
 
+Blocks = list[dict[str, Tensor]]  # the roles of a transformer's blocks, (b, c, *axes of the role)
+
 
 class Metanetwork(nn.Module, ABC):
     """dict of (b, *shape) -> raw outputs (b, outputs), or for an editor dict of (b, k, *shape)."""
@@ -28,6 +30,10 @@ class Metanetwork(nn.Module, ABC):
 
         `features.act_on_features` acts on them.
         """
+        return []
+
+    def roles(self, w: Mapping[str, Tensor]) -> list[tuple[str, Blocks]]:
+        """A transformer's blocks after every equivariant step, by name; [] where it shows none."""
         return []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qemcli import registry
-from qemcli.spaces import WeightSpace, cnn, siren
+from qemcli.spaces import WeightSpace, cnn, siren, small_transformer
 
 SPACES = {
     "cnn-zoo": lambda: cnn([1, 16, 16, 16], 10),
@@ -18,6 +18,8 @@ SPACES = {
     "siren-mnist": lambda: siren([2, 32, 32, 1], image=(1, 28, 28)),
     "siren-fashion": lambda: siren([2, 32, 32, 1], image=(1, 28, 28)),
     "siren-cifar": lambda: siren([2, 32, 32, 3], image=(3, 32, 32)),
+    "transformer-mnist": lambda: small_transformer(32, 2, 64, 2, 10, (1, 4)),
+    "transformer-ag-news": lambda: small_transformer(32, 2, 64, 2, 4),
 }
 
 
