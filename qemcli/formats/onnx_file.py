@@ -1,4 +1,5 @@
-"""ONNX: the initialisers of a graph, by onnx (the extra `qemcli[onnx]`); nothing is run.
+"""ONNX: the initialisers and constants of a graph, by onnx (the extra `qemcli[onnx]`); nothing is
+run.
 
 A matrix that a MatMul, or a Gemm without transB, reads is stored input first and is turned to
 torch's order. Tensors in files beside are read where they lie inside the model's own folder.
@@ -43,6 +44,7 @@ NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "LayerNormaliz
 class _Tensor:
     """One initialiser: its shape as stored, whether it is turned, where its numbers are."""
 
+    name: str
     proto: TensorProto
     shape: tuple[int, ...]
     dtype: str
@@ -60,7 +62,7 @@ def sniff(path: Path) -> bool:
 
 
 def open(path: Path) -> Checkpoint:
-    """The checkpoint of the graph's initialisers, in the order in which its nodes read them.
+    """The checkpoint of the graph's tensors, in the order in which its nodes read them.
 
     Raises EnvironmentFailure without onnx, InputError for a damaged file or one whose tensors lie
     outside its folder.
@@ -68,13 +70,12 @@ def open(path: Path) -> Checkpoint:
     model = _load(path)
     graph = model.graph
     first = _input_first(graph)
-    found = {t.name: _tensor(path, t, t.name in first) for t in graph.initializer}
+    found = {name: _tensor(path, name, t, name in first) for name, t in _tensors(graph)}
     reads = [name for node in graph.node for name in node.input if name in found]
     order = list(dict.fromkeys([*reads, *found]))
     if not order or not model.opset_import:
         what = "without initialisers" if model.opset_import else "that is cut short"
         raise InputError(f"{path}: an ONNX graph {what}", "export it again, with its weights")
-    inner = [(name, "inside a branch or a loop of the graph") for name in _inner(graph)]
     return Checkpoint(
         path,
         "onnx_file",
@@ -82,7 +83,6 @@ def open(path: Path) -> Checkpoint:
         {n: found[n].dtype for n in order},
         _said(model),
         lambda names: {n: _read(path, found[n]) for n in names},
-        skipped=tuple(inner),
         refusal=_refusal(graph, set(found)),
     )
 
@@ -105,15 +105,29 @@ def _load(path: Path) -> ModelProto:
         ) from None
 
 
-def _tensor(path: Path, proto: TensorProto, input_first: bool) -> _Tensor:
+def _tensors(graph: Any, below: str = "") -> Iterator[tuple[str, TensorProto]]:
+    """(name, tensor) of the initialisers, of constants that are no single numbers, and of those
+    inside branches and loops, under the name of their node."""
+    for proto in graph.initializer:
+        yield below + proto.name, proto
+    for node in graph.node:
+        name = below + (node.name or (node.output[0] if node.output else node.op_type))
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value" and attribute.t.dims:
+                yield below + node.output[0], attribute.t
+            for inside in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _tensors(inside, f"{name}.{attribute.name}.")
+
+
+def _tensor(path: Path, name: str, proto: TensorProto, input_first: bool) -> _Tensor:
     dtype, bits = DTYPES.get(proto.data_type, (f"ONNX type {proto.data_type}", 0))
     shape = tuple(proto.dims)
     if any(n < 0 for n in shape):
-        raise InputError(f"{path}: tensor '{proto.name}' has the shape {shape}")
-    made = _Tensor(proto, shape, dtype, input_first and len(shape) == 2)
+        raise InputError(f"{path}: tensor '{name}' has the shape {shape}")
+    made = _Tensor(name, proto, shape, dtype, input_first and len(shape) == 2)
     if dtype in FLOATS and 8 * _stored(path, proto) != bits * math.prod(shape):
         raise InputError(
-            f"{path}: tensor '{proto.name}' {shape} does not hold as many numbers",
+            f"{path}: tensor '{name}' {shape} does not hold as many numbers",
             "download or write it again",
         )
     return made
@@ -164,7 +178,7 @@ def _stored(path: Path, proto: TensorProto) -> int:
 def _read(path: Path, tensor: _Tensor) -> np.ndarray:
     proto = tensor.proto
     if tensor.dtype not in FLOATS:
-        raise InputError(f"{path}: tensor '{proto.name}': unsupported dtype {tensor.dtype}")
+        raise InputError(f"{path}: tensor '{tensor.name}': unsupported dtype {tensor.dtype}")
     if proto.data_location == 1:
         file, offset, length = _external(path, proto)
         with file.open("rb") as opened:
@@ -186,24 +200,9 @@ def _typed(proto: TensorProto, dtype: str) -> bytes:
     return np.array(proto.int32_data, "<i4").astype(kind).tobytes()
 
 
-def _subgraphs(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
-
-
-def _inner(graph: Any) -> Iterator[str]:
-    """The names of the initialisers of all graphs inside the graph."""
-    waiting = list(_subgraphs(graph))
-    while waiting:
-        inside = waiting.pop()
-        yield from (t.name for t in inside.initializer)
-        waiting += _subgraphs(inside)
-
-
 def _refusal(graph: Any, weights: set[str]) -> str | None:
     """Why the graph is no chain of layers; None where nothing in it says so."""
-    if any(_subgraphs(graph)):
+    if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
         return "a graph with branches or loops inside"
     given = weights | {out for n in graph.node if n.op_type == "Constant" for out in n.output}
     for node in graph.node:

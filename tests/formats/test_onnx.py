@@ -137,7 +137,7 @@ def test_graph_that_is_no_chain_says_so_and_is_listed(tmp_path, node, reason):
     assert reason in next(iter(index(tmp_path, out=tmp_path / "o")["only_listed"]))
 
 
-def test_branch_inside_is_named(tmp_path):
+def test_tensors_of_branches_are_listed_under_their_node(tmp_path):
     inner = helper.make_graph(
         [], "inner", [], [], [numpy_helper.from_array(np.ones(2, "f4"), "hid")]
     )
@@ -147,9 +147,26 @@ def test_branch_inside_is_named(tmp_path):
     made.graph.node.append(node)
     onnx.save(made, path)
     found = open_checkpoint(path)
-    assert dict(found.skipped) == {"hid": "inside a branch or a loop of the graph"}
+    assert {n: s for n, s in found.shapes.items() if n.endswith("hid")} == {
+        "z.then_branch.hid": (2,), "z.else_branch.hid": (2,)
+    }  # fmt: skip
     with pytest.raises(UnsupportedError, match="branches or loops"):
         found.space()
+
+
+def test_constants_are_tensors_too(tmp_path):
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(W1, "any")),
+        helper.make_node("Constant", [], ["one"], value=helper.make_tensor("o", 1, [], [1.0])),
+        helper.make_node("Gemm", ["x", "w", "0.bias"], ["a"], transB=1),
+        helper.make_node("Mul", ["a", "one"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Gemm", ["c", "2.weight", "2.bias"], ["y"], transB=1),
+    ]
+    weights = {"0.bias": B1, "2.weight": W2, "2.bias": B2}
+    found = open_checkpoint(model(nodes, weights, tmp_path / "a.onnx"))
+    assert list(found.shapes) == ["w", "0.bias", "2.weight", "2.bias"]
+    assert_holds(found)
 
 
 def test_cut_model_is_one_clear_error(tmp_path):
