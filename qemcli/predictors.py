@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
+from qemcli.hub.fetching import fetch
+from qemcli.hub.reference import PREFIX, Reference
 from qemcli.shipped import shipped
 from qemcli.spaces import Chain, WeightSpace, chain_of
 
@@ -260,11 +262,11 @@ def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dic
 def locate(where: str | Path) -> Path:
     """The predictor.safetensors that a PREDICTOR argument means; InputError where there is none."""
     text = str(where)
-    if text.startswith("hf://"):
-        from qemcli.zoos.resolve import locate as fetched
-
-        folder = fetched(text)
-        return folder / FILE if folder.is_dir() else folder
+    if text.startswith(PREFIX):
+        ref = Reference.parse(text)
+        if not ref.path.endswith(".safetensors"):
+            ref = replace(ref, path=f"{ref.path}/{FILE}".lstrip("/"))
+        return fetch(ref) / ref.path
     for path in (Path(text), shipped("models") / text):
         if path.is_file():
             return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,3 +66,36 @@ def run(
         return Ran(code if isinstance(code, int) else int(code is not None), out, err)
 
     return call
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were asked for; none is taken."""
+    taken: list[float] = []
+    monkeypatch.setattr("time.sleep", taken.append)
+    return taken
+
+
+@pytest.fixture
+def web(waits: list[float]) -> Iterator[Any]:
+    """A web server with faults (fake_web.py)."""
+    from fake_web import Web
+
+    with Web().running() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A Hub with faults (fake_hub.py), which the real client talks to, and an empty cache."""
+    from fake_hub import FakeHub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    server = FakeHub()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    with server.running():
+        yield server

@@ -255,20 +255,14 @@ def test_history_and_provenance_are_kept(run, zoo: Path, tmp_path: Path) -> None
     assert np.isfinite(kept["test"]["mae"])
 
 
-def test_predictor_comes_from_the_hub_by_name(tmp_path: Path, monkeypatch) -> None:
-    import huggingface_hub
-
+def test_predictor_comes_from_the_hub_by_name(hub, tmp_path: Path) -> None:
     design = Design("statnn", config={"head": 4})
     Predictor("p", SPACE, design, "generalization", design.build(SPACE)).save(tmp_path / "p")
-    asked = []
-
-    def snapshot(name: str, repo_type: str, revision: str | None) -> str:
-        asked.append((name, repo_type, revision))
-        return str(tmp_path / "p")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert Predictor.load("hf://owner/name@v1").design == design
-    assert asked == [("owner/name", "model", "v1")]
+    data = (tmp_path / "p" / FILE).read_bytes()
+    commit = hub.add("owner/name", {FILE: data, "sub/" + FILE: data, "other.bin": b"x" * 9999})
+    for text in ("owner/name", f"owner/name@{commit}", "owner/name/sub", f"owner/name/sub/{FILE}"):
+        assert Predictor.load(f"hf://{text}").design == design
+    assert len(hub.cdn.seen("GET")) == 1  # one file by its bytes, and nothing else
 
 
 def test_predictor_is_not_taken_for_a_network(run, tmp_path: Path) -> None:

@@ -95,16 +95,12 @@ class Sink:
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """A bar with rate and time left, on a terminal's stderr only; yields `advance(n)`."""
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            Progress,
             ProgressColumn,
             Task,
             TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
         )
         from rich.text import Text
 
@@ -114,8 +110,28 @@ class Sink:
             def render(self, task: Task) -> Text:
                 return Text(f"{task.speed:.4g}/s" if task.speed else "–/s")
 
-        console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate())
+        with self._bar(what, total, columns) as advance:
+            yield advance
+
+    @contextmanager
+    def transfer(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """The same for bytes."""
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+
+        told = (DownloadColumn(binary_units=True), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), *told)
+        with self._bar(what, total, columns) as advance:
+            yield advance
+
+    @contextmanager
+    def _bar(
+        self, what: str, total: int | None, columns: tuple[Any, ...]
+    ) -> Iterator[Callable[[int], None]]:
+        from rich.console import Console
+        from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         hidden = self.quiet or not console.is_terminal
         with Progress(*columns, *times, console=console, transient=True, disable=hidden) as bar:

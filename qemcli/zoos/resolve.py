@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from qemcli.errors import EnvironmentFailure, InputError, UsageError
+from qemcli.errors import InputError, UsageError
+from qemcli.hub.fetching import fetch
+from qemcli.hub.reference import PREFIX, Reference
 from qemcli.registry import suggest
 from qemcli.shipped import shipped
-
-_HUB = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+?))?(?:/(.+))?")
+from qemcli.zoos.published import published
+from qemcli.zoos.receipt import refuse_unfinished
 
 
 def resolve(
@@ -58,38 +59,17 @@ def _default(folder: Path) -> bool:
 def locate(given: str | Path) -> Path:
     """The path of a path, of a zoo's name, or of hf://[datasets/]owner/name[@revision][/path]."""
     text = str(given)
-    if text.startswith("hf://"):
-        return _snapshot(text)
+    if text.startswith(PREFIX):
+        ref = Reference.parse(text)
+        return fetch(ref) / ref.path
     path = Path(given)
     if path.exists():
+        refuse_unfinished(path)
         return path
     if (shipped("zoos") / text / "index.parquet").is_file() and "/" not in text:
         return shipped("zoos") / text
+    if text in published():
+        raise UsageError(f"{text}: a published zoo that is not here", f"qem download {text}")
     names = [folder.name for folder in embedded()]
     hint = suggest(text, names) if names else "give a folder, an index.parquet or a checkpoint"
     raise UsageError(f"{text}: no such file, folder or zoo", hint)
-
-
-def _snapshot(text: str) -> Path:
-    found = _HUB.fullmatch(text)
-    if not found:
-        raise UsageError(f"{text}: not hf://[datasets/]owner/name[@revision][/path]")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    kind, name, revision, inner = found.groups()
-    try:
-        root = Path(
-            snapshot_download(name, repo_type="dataset" if kind else "model", revision=revision)
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        said = str(error).strip().splitlines()[0][:120]
-        raise EnvironmentFailure(
-            f"{text}: could not be fetched ({said})", "try again, or `hf auth login`"
-        ) from None
-    except HFValidationError as error:
-        raise UsageError(f"{text}: {error}") from None
-    path = root / inner if inner else root
-    if not path.exists() or ".." in path.parts:
-        raise UsageError(f"{text}: the repository holds no '{inner}'")
-    return path

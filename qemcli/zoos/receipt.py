@@ -1,0 +1,86 @@
+"""What `qem download` leaves beside the files it fetched: from where, which revision, every file's
+size and checksum, and whether all of them are there."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qemcli.errors import InputError, UsageError
+
+NAME = "qem-download.json"
+
+
+@dataclass
+class Receipt:
+    """The receipt of a folder; `complete` once every file is there and checked."""
+
+    folder: Path
+    source: str
+    pinned: list[str] = field(default_factory=list)
+    files: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+
+    @classmethod
+    def begin(cls, folder: Path, source: str) -> Receipt:
+        """That of a folder which is new, or in which an earlier run of the same download has left
+        one.
+
+        Raises UsageError where the folder holds something else: nothing is overwritten.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--dest {folder}: a file is in the way")
+        known = read(folder)
+        if known is None and folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(
+                f"--dest {folder}: it is not empty, and holds no download", "give another --dest"
+            )
+        if known is not None and known.source != source:
+            raise UsageError(
+                f"--dest {folder}: it holds a download of {known.source}", "give another --dest"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = cls(folder, source, files=known.files if known else {})
+        begun.save()
+        return begun
+
+    def save(self) -> None:
+        """Write it, beside and renamed."""
+        beside = self.folder / f".{NAME}.{os.getpid()}.tmp"
+        record = {
+            "format": "qem-download",
+            "source": self.source,
+            "pinned": self.pinned,
+            "complete": self.complete,
+            "files": self.files,
+        }
+        try:
+            beside.write_text(json.dumps(record, indent=1) + "\n")
+            os.replace(beside, self.folder / NAME)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def read(folder: Path) -> Receipt | None:
+    """The receipt of a folder, None where there is none that we wrote."""
+    try:
+        record = json.loads((folder / NAME).read_text())
+        if record["format"] != "qem-download" or not isinstance(record["files"], dict):
+            return None
+        source, pinned, complete = record["source"], record["pinned"], record["complete"]
+        return Receipt(folder, str(source), list(pinned), record["files"], complete is True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """InputError where a folder holds a download that was cut off: half a zoo never looks whole."""
+    found = read(folder) if folder.is_dir() else None
+    if found is not None and not found.complete:
+        raise InputError(
+            f"{folder}: a download that was cut off",
+            f"go on with: qem download {found.source} --dest {folder}",
+        )
