@@ -25,11 +25,12 @@ def describe(
     activation: str | None = None,
     w0: float | None = None,
     convention: str | None = None,
+    heads: int | None = None,
 ) -> dict[str, Any]:
     """One record: space, tensors with their axes, groups, activation, parameters, dtype, finite,
     coverage, skipped, ties, and a `hint` where it may be an INR that does not say how it is run.
     Raises InputError where it cannot be understood or read."""
-    space = stated(checkpoint.space(activation), w0, convention)
+    space = stated(checkpoint.space(activation, heads), w0, convention)
     flat = checkpoint.row(space)[None]
     hint = siren_hint(space, flat)
     refused = {n: groups.allowed(n, space) for n in groups.names() if n != "all"}
@@ -98,13 +99,14 @@ def inspect(
     strict: bool = False,
     w0: float | None = None,
     convention: str | None = None,
+    heads: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """(records, failures) of checkpoints, each counted once; a single one that is bad raises."""
     listed = list(dict.fromkeys(Path(path) for path in paths))
     rows, failed = [], []
     for path in listed:
         try:
-            rows.append(describe(open_checkpoint(path), activation, w0, convention))
+            rows.append(describe(open_checkpoint(path), activation, w0, convention, heads))
         except QemError as error:
             if strict or len(listed) == 1:
                 raise

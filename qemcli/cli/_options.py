@@ -42,6 +42,10 @@ Activation = Annotated[
     str | None,
     typer.Option("--activation", help="The networks' activation, where no file says it."),
 ]
+Heads = Annotated[
+    int | None,
+    typer.Option("--heads", min=1, help="Transformers: attention heads, where no config says it."),
+]
 W0 = Annotated[
     float | None, typer.Option("--w0", help="SIRENs: w0 of sin(w0 z), where no file says it.")
 ]

@@ -32,6 +32,7 @@ def index(
     update: Update = False,
     balanced: Balanced = False,
     activation: options.Activation = None,
+    heads: options.Heads = None,
     workers: options.Workers = 1,
     strict: options.Strict = False,
     resume: options.Resume = False,
@@ -55,7 +56,7 @@ def index(
 
     sink = Sink(json, quiet, verbose)
     path = resolve(zoo, sink.note)
-    plan = planned(path, out, update, activation, strict)
+    plan = planned(path, out, update, activation, strict, heads)
     if dry_run:
         sink.answer(Answer(summary=plan.summary(), failed=list(plan.failures)))
         return

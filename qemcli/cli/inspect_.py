@@ -13,13 +13,19 @@ from qemcli.cli._out import Answer, Sink
 app = typer.Typer(add_completion=False)
 
 BELOW = ("tensors", "skipped", "space", "refused")  # not in a person's summary
-Files = Annotated[list[Path], typer.Argument(help="Checkpoints.", metavar="CHECKPOINT...")]
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Checkpoints: files, or directories with config.json.", metavar="CHECKPOINT..."
+    ),
+]
 
 
 @app.command()
 def inspect(
     checkpoints: Files,
     activation: options.Activation = None,
+    heads: options.Heads = None,
     w0: options.W0 = None,
     convention: options.Convention = None,
     strict: options.Strict = False,
@@ -35,7 +41,7 @@ def inspect(
     from qemcli import inspection
 
     sink = Sink(json, quiet, verbose)
-    rows, failed = inspection.inspect(checkpoints, activation, strict, w0, convention)
+    rows, failed = inspection.inspect(checkpoints, activation, strict, w0, convention, heads)
     for hint in dict.fromkeys(row["hint"] for row in rows if "hint" in row):
         sink.note(f"hint: {hint}")
     if len(rows) == 1 and not failed:

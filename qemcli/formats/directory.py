@@ -24,6 +24,7 @@ from qemcli.formats import safetensors, torch_file
 FILE = "config.json"
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = tuple(f"{name}.index.json" for name in SINGLE)
+MARKS = frozenset({FILE, *SINGLE, *SHARDED})
 LARGEST = 64 << 20  # bytes of config.json and of an index of shards
 AGAIN = "fetch it again"
 

@@ -39,6 +39,7 @@ class FileChunk:
     root: str
     entries: tuple[Entry, ...]
     activation: str | None
+    heads: int | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -46,13 +47,13 @@ class FileChunk:
     def key(self) -> str:
         """What the part is made from: equal keys, equal parts."""
         files = "\n".join([f"{e.file}\t{e.size}\t{e.mtime}" for e in self.entries])
-        return f"{self.root}\n{self.activation}\n{files}"
+        return f"{self.root}\n{self.activation}\n{self.heads}\n{files}"
 
     def write(self, file: Path, force: bool = False) -> None:
         """Write the part file, beside and renamed; a whole one that is there stays."""
         if not force and _whole(file):
             return
-        loader = _loader(self.root, self.activation)
+        loader = _loader(self.root, self.activation, self.heads)
         batch = Batch()
         for entry in self.entries:
             try:
@@ -108,8 +109,8 @@ def _zoo(path: str) -> Zoo:
 
 
 @lru_cache(maxsize=2)
-def _loader(root: str, activation: str | None) -> Loader:
-    return Loader(Reader(Path(root), activation))
+def _loader(root: str, activation: str | None, heads: int | None) -> Loader:
+    return Loader(Reader(Path(root), activation, heads))
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,8 @@ def _bytes(path: str, entry: Entry) -> bytes:
         raise InputError(f"{path}: {error.strerror}") from None
     try:
         data = os.read(file, entry.size + 1)
+    except IsADirectoryError:
+        return b""  # a checkpoint of several files
     finally:
         os.close(file)
     if len(data) != entry.size:

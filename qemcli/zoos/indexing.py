@@ -90,17 +90,19 @@ def planned(
     update: bool = False,
     activation: str | None = None,
     strict: bool = False,
+    heads: int | None = None,
 ) -> Plan:
     """What indexing a zoo into OUT (the zoo's own folder) will do; nothing is written.
 
     `update` takes the rows of files whose size and time are unchanged from the index that is
-    there. Raises UsageError where OUT is no folder, InputError where there is nothing to index.
+    there; `heads` is the transformers', where no config.json says it. Raises UsageError where OUT
+    is no folder, InputError where there is nothing to index.
     """
     path = locate(zoo)
     folder = Path(out) if out is not None else (path if path.is_dir() else path.parent)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder}: not a folder")
-    plan = _plan(path, folder, update, activation)
+    plan = _plan(path, folder, update, activation, heads)
     if strict:
         _stop(plan.failures)
     return plan
@@ -131,7 +133,9 @@ def _alone(folder: Path) -> Iterator[Path]:
                 parts.rmdir()  # stays where finished chunks wait for the next run
 
 
-def _plan(path: Path, folder: Path, update: bool, activation: str | None) -> Plan:
+def _plan(
+    path: Path, folder: Path, update: bool, activation: str | None, heads: int | None
+) -> Plan:
     if layout_of(path) != "folder" and not _of_files(path):
         return _plan_rows(path, folder)
     root = path if path.is_dir() else path.parent
@@ -141,11 +145,12 @@ def _plan(path: Path, folder: Path, update: bool, activation: str | None) -> Pla
         found.failures = [f for f in found.failures if f["checkpoint"] == path.name]
     if not found.entries:
         raise nothing(path, found.failures, found.ignored)
-    source = {
+    source: dict[str, Any] = {
         "layout": "folder", "path": os.path.relpath(root, folder), "activation": activation
     }  # fmt: skip
+    source |= {"heads": heads} if heads is not None else {}
     kept, left = _unchanged(folder, found.entries, source) if update else (None, found.entries)
-    chunks: list[Chunk] = [FileChunk(str(root), tuple(c), activation) for c in _cut(left)]
+    chunks: list[Chunk] = [FileChunk(str(root), tuple(c), activation, heads) for c in _cut(left)]
     names = tuple(entry.file for entry in found.entries)
     return Plan(
         root, folder, source, chunks, len(names), names, found.ignored, tuple(found.failures), kept

@@ -14,6 +14,7 @@ from typing import Any
 
 from qemcli.checkpoints import Checkpoint, identify, open_checkpoint, peek
 from qemcli.errors import QemError
+from qemcli.formats import directory
 from qemcli.spaces import WeightSpace
 from qemcli.zoos.members import repository
 from qemcli.zoos.sources import arch_key
@@ -33,7 +34,7 @@ _RUN_STATE = re.compile(
 )
 STATED = (
     "qem.space", "activation", "config.activation", "w0", "omega_0", "offset", "convention",
-    "config.convention",
+    "config.convention", directory.CONFIG,
 )  # fmt: skip
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 LABELS = (
@@ -61,7 +62,9 @@ class Listing:
 
 
 def listing(root: Path) -> Listing:
-    """Every checkpoint below `root`: regular files only, and no link that leaves the tree."""
+    """Every checkpoint below `root`, itself included ("."): regular files only, and no link that
+    leaves the tree. A directory of the transformers library is one checkpoint; what else lies in
+    it, other such directories apart, is ignored."""
     found = Listing()
     inside = os.path.realpath(repository(root))
     _walk(found, str(root), "", inside)
@@ -69,19 +72,41 @@ def listing(root: Path) -> Listing:
     return found
 
 
-def _walk(found: Listing, folder: str, below: str, inside: str) -> None:
+def _walk(found: Listing, folder: str, below: str, inside: str, within: bool = False) -> None:
     with os.scandir(folder) as listed:
         items = sorted(listed, key=lambda item: item.name)
+    marked = any(item.name in directory.MARKS for item in items)
+    if marked and directory.sniff(Path(folder)):
+        within = True
+        _note(found, below[:-1] or ".", _take_directory(found, Path(folder), below, inside))
     for item in items:
         relative = below + item.name
         if item.is_dir(follow_symlinks=False):
             if not item.name.startswith(".") and item.name != "__MACOSX":
-                _walk(found, item.path, f"{relative}/", inside)
-            continue
-        reason = _take(found, item, relative, inside)
-        if reason:
-            shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
-            found.failures.append({"checkpoint": shown, "reason": reason})
+                _walk(found, item.path, f"{relative}/", inside, within)
+        elif within:
+            found.ignored += item.name not in directory.MARKS and not _PART.search(item.name)
+        else:
+            _note(found, relative, _take(found, item, relative, inside))
+
+
+def _note(found: Listing, relative: str, reason: str | None) -> None:
+    if reason:
+        shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
+        found.failures.append({"checkpoint": shown, "reason": reason})
+
+
+def _take_directory(found: Listing, folder: Path, below: str, inside: str) -> str | None:
+    """List a checkpoint that is a directory, or say why it is none."""
+    files = directory.files(folder)
+    if any(os.path.commonpath([os.path.realpath(f), inside]) != inside for f in files):
+        return "a link that leaves the folder is not followed"
+    if not _unicode(below):
+        return "its name is not UTF-8: rename it"
+    found_at = [file.stat() for file in files]
+    size, mtime = sum(s.st_size for s in found_at), max(s.st_mtime_ns for s in found_at)
+    found.entries.append(Entry(below[:-1] or ".", size, mtime))
+    return None
 
 
 def _take(found: Listing, item: os.DirEntry[str], relative: str, inside: str) -> str | None:
@@ -104,7 +129,7 @@ def _take(found: Listing, item: os.DirEntry[str], relative: str, inside: str) ->
         found.ignored += 1
         return None
     if "-of-" in name and _PART.search(name):
-        return "one part of a checkpoint in several files, which qem does not read yet"
+        return "one part of a checkpoint whose index (model.safetensors.index.json) is not there"
     if not relative.isascii() and not _unicode(relative):
         return "its name is not UTF-8: rename it"
     found.entries.append(Entry(relative, status.st_size, status.st_mtime_ns))
@@ -133,6 +158,7 @@ class Reader:
 
     root: Path
     activation: str | None = None
+    heads: int | None = None
     known: dict[Any, WeightSpace | QemError] = field(default_factory=dict)
     archs: dict[int, str] = field(default_factory=dict)
 
@@ -155,7 +181,7 @@ class Reader:
         )  # fmt: skip
         if key not in self.known:
             try:
-                self.known[key] = checkpoint.listed(self.activation)
+                self.known[key] = checkpoint.listed(self.activation, self.heads)
             except QemError as error:
                 reason = error.message.removeprefix(f"{checkpoint.path}: ")
                 self.known[key] = type(error)(reason, error.hint)
