@@ -213,8 +213,17 @@ def _measured(
         row[f"{task.METRIC} {name}"] = task.score(values, label_).get(task.METRIC)
     layer = getattr(predictor.metanetwork, "quasi", None)
     if layer is not None:
-        row["eps"] = [float(e) for e in layer.eps().detach().reshape(-1)]
+        row["eps"] = _strengths(layer)
     return row, {"label": label_, **predictions}
+
+
+def _strengths(layer: torch.nn.Module) -> list[float]:
+    """eps of every layer of a chain's quasi layer, or of every block of one for attention."""
+    own = getattr(layer, "eps", None)
+    state = layer.state_dict().items()
+    kept = [x for name, x in state if name.rpartition(".")[2] == "eps"]
+    found = [own().detach()] if callable(own) else kept
+    return torch.cat([x.reshape(-1) for x in found]).tolist()
 
 
 def named(scales: Range | None) -> str:

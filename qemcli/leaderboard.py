@@ -63,10 +63,9 @@ def _averaged(design: str, augment: str, metric: str, rows: list[dict[str, Any]]
         values = [row[name] for row in rows if row[name] is not None]
         if name in ("design", "augment", "seed", "eps") or not values:
             continue
-        same = all(v == values[0] for v in values)
         found[name] = max(values) if name == "invariance_error" else float(np.mean(values))
-        if same and isinstance(values[0], int):
-            found[name] = values[0]
+        if name == "parameters":  # of trees each seed has its own number
+            found[name] = round(found[name])
         if name == metric:
             found["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     if "eps" in rows[0]:

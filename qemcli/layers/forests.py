@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.errors import InputError, UsageError
+from qemcli.groups import allowed
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.statistics import tensor_statistics
 from qemcli.registry import suggest
@@ -165,8 +166,10 @@ class Grown(Metanetwork):
         """(most rounds, rounds without a lower validation loss before stopping; 0: all of them)."""
 
     def claims(self, space: WeightSpace) -> set[str]:
-        """What the features are invariant to: statistics to permutations, weights to nothing."""
-        return {"permutation"} if self.reads == "statistics" else set()
+        """What the features are invariant to: statistics to orders of neurons and of heads, weights
+        to nothing."""
+        orders = ("permutation", "heads") if self.reads == "statistics" else ()
+        return {name for name in orders if allowed(name, space) is None}
 
     def seen(self, w: Mapping[str, Tensor]) -> Tensor:
         """(b, f): the features of the networks."""
