@@ -19,12 +19,17 @@ from torch import Tensor
 from qemcli import __version__, groups
 from qemcli.checkpoints import open_checkpoint
 from qemcli.errors import UsageError
-from qemcli.formats.directory import SHARDED, SINGLE, shards
+from qemcli.formats.directory import SHARDED, SINGLE, shards, sniff
 from qemcli.spaces import Transformer, transformer_of
 
 INDEX = ".index.json"
 BESIDE = frozenset({".json", ".txt", ".model", ".md", ".jinja", ".tiktoken", ".vocab", ".bpe"})
 NARROW = (0.67, 1.5)  # scales for 16 bits: condition 2.2, a digit and no more is lost
+
+
+def is_directory(path: Path) -> bool:
+    """True for a folder of the transformers library's: config.json and weights, whole or not."""
+    return path.is_dir() and sniff(path)
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ def _save(
         if _beside(path):
             shutil.copyfile(path, out / path.name)
     header = {"format": "pt", "qem.augment": json.dumps(dict(told))}
-    places, total = {}, 0
+    places: dict[str, str] = {}
+    total = 0
     for file, names in directory.files.items():
         kept = _read(directory.path / file, [n for n in names if n not in moved])
         tensors = {n: (moved[n] if n in moved else kept[n]).clone() for n in names}

@@ -22,11 +22,6 @@ TOKENS = 12  # of a probe, or as many as the model has positions for
 CONFIG = "config.json"
 
 
-def is_directory(path: str | Path) -> bool:
-    """True for a folder with a config.json, as transformers writes them."""
-    return (Path(path) / CONFIG).is_file()
-
-
 @dataclass(frozen=True)
 class Library:
     """A checkpoint directory and the class of the library that runs it."""

@@ -18,10 +18,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from qemcli import controls
 from qemcli.errors import InconclusiveError
 from qemcli.functions import respond
 from qemcli.groups import Element, act, identity, sample
-from qemcli.spaces import WeightSpace, chain_of
+from qemcli.spaces import Transformer, WeightSpace, chain_of
 
 Networks = Mapping[str, Tensor]
 Model = Callable[[dict[str, Tensor]], Tensor]
@@ -31,6 +32,7 @@ ROUNDINGS = 1000  # rounding errors that may pile up in a layer's sums
 NEAR = (0.999, 1.001)
 ORDINARY = (0.1, 10.0)
 EXTREME = (1.0, 1e4)  # uniform, the widest range of the papers
+NUDGE = 1e-3  # how far a near element is from the identity, in heads
 KINDS = ("near", "ordinary", "extreme")
 
 
@@ -40,9 +42,9 @@ def elements(
     """Elements of the group by KINDS: near the identity, of ordinary size, extreme.
 
     Near: scales in [0.999, 1.001] and, in every layer, two neurons that change places, one sign or
-    one half turn, as far as the group has them. The scales of the others lie in
-    [0.1, 10] (log-uniform) and U[1, 1e4]. Raises UnsupportedError where the group is no symmetry of
-    these networks.
+    one half turn, as far as the group has them; matrices in heads within 1e-3 of the identity.
+    The scales of the others lie in [0.1, 10] (log-uniform) and U[1, 1e4]. Raises UnsupportedError
+    where the group is no symmetry of these networks.
     """
     drawn = {
         kind: sample(name, space, batch, generator, scales)
@@ -69,7 +71,31 @@ def _nearest(g: Element, trial: Element, space: WeightSpace, generator: torch.Ge
         factor[axis] = torch.where(one & flips, -g.factor[axis].abs(), g.factor[axis].abs())
         if axis in g.turns:
             turns[axis] = one.long()
-    return Element(index, factor, turns)
+    heads, matrix = _heads_nearest(g)
+    shift = {axis: NUDGE * c for axis, c in g.shift.items()}
+    return Element(heads | index, factor, turns, matrix, shift)
+
+
+def _heads_nearest(g: Element) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(index, matrix) on the axes of heads and the stream: the last two change places; I + small.
+
+    A group that holds A holds I + small A, whether matrices are free or commute with rotations. On
+    the stream exp(S), S the skew part of R without what moves the vector of ones.
+    """
+    index, matrix = {}, {}
+    for axis, p in g.index.items():
+        if axis[0] in "kqrm":
+            plain = torch.arange(p.shape[-1], device=p.device).expand_as(p).clone()
+            index[axis] = torch.cat([plain[..., :-2], plain[..., -2:].flip(-1)], dim=-1)
+    for axis, m in g.matrix.items():
+        size = torch.linalg.matrix_norm(m, keepdim=True).clamp_min(torch.finfo(m.dtype).tiny)
+        eye = torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
+        if axis[0] in "de":
+            matrix[axis] = eye + NUDGE * m / size
+        else:
+            inner = eye - 1 / m.shape[-1]
+            matrix[axis] = torch.linalg.matrix_exp(NUDGE * inner @ (m - m.mT) @ inner)
+    return index, matrix
 
 
 def answers(model: Model, w: Networks) -> Tensor:
@@ -173,11 +199,7 @@ def relative_error(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _answers(space: WeightSpace, w: Networks, x: Tensor) -> Tensor:
-    return respond(
-        chain_of(space, "a comparison of functions"),
-        {k: v.double() for k, v in w.items()},
-        x.double(),
-    )
+    return respond(space, {k: v.double() for k, v in w.items()}, x.double())
 
 
 def uncoupled(space: WeightSpace, w: Networks, generator: torch.Generator) -> dict[str, Tensor]:
@@ -185,6 +207,8 @@ def uncoupled(space: WeightSpace, w: Networks, generator: torch.Generator) -> di
 
     A model that reads each tensor as a bag of numbers does not see it; see `unmatched`.
     """
+    if isinstance(space, Transformer):
+        return controls.uncoupled(space, w, generator)
     batch = len(w[space.tensors[0].name])
     moved = {}
     for t in space.tensors:
@@ -203,6 +227,8 @@ def unmatched(
     scale_range: tuple[float, float] = ORDINARY,
 ) -> dict[str, Tensor]:
     """A control in no symmetry group: incoming weights scaled, outgoing ones left alone."""
+    if isinstance(space, Transformer):
+        return controls.unmatched(space, w, generator)
     batch, space = len(w[space.tensors[0].name]), chain_of(space, "this control")
     g = sample("scale", space.running("relu"), batch, generator, scale_range)
     scaled = act(g, space, w)

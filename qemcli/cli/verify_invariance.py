@@ -27,7 +27,12 @@ class Precision(StrEnum):
 
 Group = Annotated[str | None, typer.Option("--group", help="Only this group; it must hold.")]
 ZooOption = Annotated[str | None, typer.Option("--zoo", help="Networks to try a predictor on.")]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Elements a group.")]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples", min=1, help="Elements a group.  [default: 32; 3 of a checkpoint directory]"
+    ),
+]
 Networks = Annotated[
     int, typer.Option("--networks", min=2, help="Networks a predictor is tried on.")
 ]
@@ -47,16 +52,22 @@ Picture = Annotated[Path | None, typer.Option("--picture", help="Errors by group
 
 @app.command()
 def verify_invariance(
-    checkpoint: Annotated[str, typer.Argument(help="A predictor, or an ordinary checkpoint.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A predictor, a checkpoint, or a checkpoint directory of the transformers library."
+        ),
+    ],
     group: Group = None,
     zoo: ZooOption = None,
-    samples: Samples = 32,
+    samples: Samples = None,
     networks: Networks = 64,
     dtype: Dtype = Precision.float64,
     tolerance: Tolerance = None,
     module: Module = None,
     twin: TwinOption = False,
     activation: options.Activation = None,
+    heads: options.Heads = None,
     seed: options.Seed = 0,
     picture: Picture = None,
     json: options.Json = False,
@@ -74,12 +85,18 @@ def verify_invariance(
 
     from qemcli import report as pictures
     from qemcli import verification
+    from qemcli.directories import is_directory
 
     sink = Sink(json, quiet, verbose)
-    check = verification.Check(samples, seed, getattr(torch, dtype.value), tolerance)
-    found, about = _verified(
-        checkpoint, group, zoo, networks, module, twin, activation, check, sink
-    )
+    folder = None if module or twin or not is_directory(Path(checkpoint)) else Path(checkpoint)
+    drawn = samples or (3 if folder else 32)
+    check = verification.Check(drawn, seed, getattr(torch, dtype.value), tolerance)
+    if folder:
+        found, about = _directory(folder, group, activation, heads, check, sink)
+    else:
+        found, about = _verified(
+            checkpoint, group, zoo, networks, module, twin, activation, check, sink
+        )
     if picture:
         pictures.errors(found.rows, picture)
         sink.note(f"picture: {picture}")
@@ -146,6 +163,31 @@ def _verified(
     groups = [group] if group else applicable(space)
     w = space.unflatten(flat.to(check.dtype))
     return verification.verify_network(space, w, groups, check), {"checkpoint": checkpoint}
+
+
+def _directory(
+    folder: Path,
+    group: str | None,
+    activation: str | None,
+    heads: int | None,
+    check: Check,
+    sink: Sink,
+) -> tuple[Report, dict[str, object]]:
+    """A checkpoint directory, run by the library it comes from; `--group` must hold."""
+    from qemcli import proof
+    from qemcli.directories import Directory
+    from qemcli.errors import UnsupportedError
+    from qemcli.groups import ALL, allowed, applicable
+    from qemcli.testing import KINDS
+
+    opened = Directory.open(folder, activation, heads)
+    if group and (reason := allowed(group, opened.space)):
+        raise UnsupportedError(f"group '{group}': {reason}", "`qem inspect` names those that hold")
+    tried = [group] if group else [*applicable(opened.space), ALL]
+    with sink.progress("running", len(tried) * check.draws * len(KINDS)) as advance:
+        report = proof.verify_directory(opened, tried, check, advance)
+    about = {"checkpoint": str(folder), "space": opened.space.title}
+    return report, about | {"skipped": len(opened.space.skipped)}
 
 
 def _zoos(given: str | None, sink: Sink) -> list:
