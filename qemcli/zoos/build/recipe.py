@@ -11,6 +11,7 @@ from pathlib import Path
 from qemcli import registry
 from qemcli.errors import UsageError
 from qemcli.zoos.build.siren_recipe import SirenRecipe
+from qemcli.zoos.build.transformer_recipe import TransformerRecipe
 
 Range = tuple[float, float]
 
@@ -89,10 +90,15 @@ class Recipe:
         return self
 
 
-FAMILIES: dict[str, type[Recipe] | type[SirenRecipe]] = {"cnn": Recipe, "siren": SirenRecipe}
+AnyRecipe = Recipe | SirenRecipe | TransformerRecipe
+FAMILIES: dict[str, type[AnyRecipe]] = {
+    "cnn": Recipe,
+    "siren": SirenRecipe,
+    "transformer": TransformerRecipe,
+}
 
 
-def load(path: Path) -> Recipe | SirenRecipe:
+def load(path: Path) -> AnyRecipe:
     """Read a recipe; UsageError names the setting that is wrong and what was probably meant."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -15,11 +15,8 @@ from typing import Any
 
 from qemcli import __version__
 from qemcli.processes import spread
-from qemcli.zoos.build.recipe import Recipe
-from qemcli.zoos.build.siren_recipe import SirenRecipe
+from qemcli.zoos.build.recipe import AnyRecipe
 from qemcli.zoos.store import Store, beside
-
-AnyRecipe = Recipe | SirenRecipe
 
 
 def family(recipe: AnyRecipe) -> ModuleType:
@@ -46,23 +43,36 @@ def build(
     summary.
 
     `images` are what the recipe's family loads. On a CUDA device one process does all. Raises
-    UsageError where `folder` holds something else, or the start of another recipe's zoo.
+    UsageError where `folder` holds something else, or the start of another recipe's zoo,
+    EnvironmentFailure where another process writes there.
     """
     store = Store(folder, resume, dataclasses.asdict(recipe))
-    store.begin()  # here, since blocks are written by other processes
+    with store.alone():
+        store.begin()  # here, since blocks are written by other processes
+        _blocks(recipe, images, store, workers, advance, device)
+        return _finished(recipe, store, len(blocks(recipe)))
+
+
+def _blocks(
+    recipe: AnyRecipe,
+    images: Any,
+    store: Store,
+    workers: int,
+    advance: Callable[[int], None],
+    device: str,
+) -> None:
     work = blocks(recipe)
     todo = [b for b in range(len(work)) if not store.done(b)]
     advance(recipe.networks - sum(len(work[b]) for b in todo))
     if workers > 1 and len(todo) > 1 and device == "cpu":
-        jobs = [(b, work[b], folder) for b in todo]
+        jobs = [(b, work[b], store.folder) for b in todo]
         for i in spread(_block, jobs, workers, _start, (recipe, images, device)):
             advance(len(work[todo[i]]))
     else:
         _start(recipe, images, device)
         for block in todo:
-            _block(block, work[block], folder)
+            _block(block, work[block], store.folder)
             advance(len(work[block]))
-    return _finished(recipe, store, len(work))
 
 
 _RECIPE: AnyRecipe

@@ -1,5 +1,5 @@
-"""Images to train zoos on: scikit-learn's digits, a parquet in the Hub's schema, or the Hub
-itself."""
+"""Images and texts to train zoos on: scikit-learn's digits, a parquet in the Hub's schema, or the
+Hub itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.zoos.build.recipe import Recipe
+from qemcli.zoos.build.transformer_recipe import TransformerRecipe
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Images:
         return int(self.train_label.max()) + 1
 
 
-def load(recipe: Recipe) -> Images:
+def load(recipe: Recipe | TransformerRecipe) -> Images:
     """The recipe's images; the test images are the first `test_images` of a seeded order.
 
     Raises InputError for a file that holds no images, EnvironmentFailure where an extra is missing.
@@ -102,42 +107,59 @@ def tensors(image: np.ndarray, label: np.ndarray, side: int) -> tuple[Tensor, Te
 
 def _parquet(source: str) -> Labelled:
     """Images and labels of one parquet file, columns found by feature type and not by name."""
-    import pyarrow
-    import pyarrow.parquet
-
-    path = _fetched(source)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file", "a parquet file of images, or hf://…")
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: not a readable parquet file ({error})") from None
-    image, label = _columns(path, table)
+    path, table = _table(source)
+    image, label = _columns(path, table, "Image")
     pictures = [_picture(path, row) for row in table[image].to_pylist()]
     if len({p.shape for p in pictures}) != 1:
         raise InputError(f"{path}: its images have different sizes")
     return np.stack(pictures), np.asarray(table[label].to_pylist())
 
 
-def _columns(path: Path, table: object) -> tuple[str, str]:
-    """(image column, label column) from the `huggingface` schema metadata, else from the column
-    types."""
-    schema = table.schema  # type: ignore[attr-defined]
+def read_texts(source: str) -> tuple[np.ndarray, np.ndarray]:
+    """All texts of a parquet file, in its order, (p,) of str, and their labels (p,)."""
+    path, table = _table(source)
+    text, label = _columns(path, table, "Value")
+    found = ["" if one is None else one for one in table[text].to_pylist()]
+    return np.array(found, dtype=object), np.asarray(table[label].to_pylist())
+
+
+def _table(source: str) -> tuple[Path, pyarrow.Table]:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = _fetched(source)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", "a parquet file, or hf://…")
+    try:
+        return path, pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: not a readable parquet file ({error})") from None
+
+
+def _columns(path: Path, table: pyarrow.Table, wanted: str) -> tuple[str, str]:
+    """(column of Image or of Value that is text, label column) from the `huggingface` schema
+    metadata, else from the column types."""
+    schema = table.schema
     record = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = record.get("info", {}).get("features", {})
     kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
     for field in schema:
-        if field.name not in kinds:
-            struct = str(field.type).startswith("struct") and "bytes" in str(field.type)
-            kinds[field.name] = (
-                "Image" if struct else "ClassLabel" if "int" in str(field.type) else ""
-            )
-    found = [
-        [n for n, kind in kinds.items() if kind == wanted] for wanted in ("Image", "ClassLabel")
-    ]
+        if field.name not in kinds or kinds[field.name] == "Value":
+            kinds[field.name] = _kind(str(field.type))
+    found = [[n for n, kind in kinds.items() if kind == of] for of in (wanted, "ClassLabel")]
     if not all(found):
-        raise InputError(f"{path}: no image and label columns among {', '.join(kinds)}")
+        what = "image" if wanted == "Image" else "text"
+        raise InputError(f"{path}: no {what} and label columns among {', '.join(kinds)}")
     return found[0][0], found[1][0]
+
+
+def _kind(arrow: str) -> str:
+    """The feature type that a column of this arrow type is taken for."""
+    if arrow.startswith("struct") and "bytes" in arrow:
+        return "Image"
+    if "string" in arrow:
+        return "Value"
+    return "ClassLabel" if "int" in arrow else ""
 
 
 def _picture(path: Path, row: dict[str, bytes]) -> np.ndarray:
