@@ -6,12 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
+import torch
 
 from qemcli import comparison, leaderboard
 from qemcli.comparison import Comparison, trials
 from qemcli.errors import UsageError
 from qemcli.predictors import Design
+from qemcli.samples import Sample
+from qemcli.spaces.transformer import small_transformer
 from qemcli.training import Schedule
 
 RAW, BALANCED = Design("statnn"), Design("statnn", "balanced")
@@ -119,3 +123,30 @@ def test_names_that_are_no_design_are_refused(tmp_path: Path) -> None:
     path.write_text('augmented = ["statnn exact"]\n[[design]]\narchitecture = "statnn"\n')
     with pytest.raises(UsageError, match="'statnn exact' is not among the designs"):
         comparison.load(path)
+
+
+def test_orbits_of_heads_are_tried_and_doubled_at_growing_conditions() -> None:
+    space = small_transformer(8, 2, 12, 2, 5, (1, 2))
+    generator = torch.Generator().manual_seed(1)
+    flat = torch.randn(40, space.size, generator=generator)
+    side = ["train"] * 20 + ["val"] * 8 + ["test"] * 12
+    sample = Sample(space, flat, torch.linspace(0, 1, 40), pandas.DataFrame({"split": side}))
+    designs = (Design("transformer_nfn", "exact"), Design("branched_mlp"))
+    ranges = ((1.0, 10.0), (1.0, 1000.0))
+    plan = Comparison(
+        seeds=(0,), group="general-linear", ranges=ranges[:1], augment=ranges[1:],
+        schedule=Schedule(epochs=1, batch_size=8), designs=designs,
+    )  # fmt: skip
+    found = {(t.name, t.augment): comparison.run(t, plan, sample) for t in trials(plan)}
+    for (name, augment), (row, predictions) in found.items():
+        exact = name.startswith("transformer_nfn")
+        assert (row["invariance_error"] < 1e-9) == exact
+        assert {"label", "none", "1:10"} <= set(predictions)
+        assert ("1:1000" in predictions) == (augment is not None)
+        apart = abs(predictions["1:10"] - predictions["none"]).max()
+        assert (apart < 1e-3 * predictions["none"].std()) == exact
+        assert ("eps" in row) == exact
+    doubled = comparison.doubled(sample, "general-linear", ranges[1], 0)
+    assert doubled.flat.shape == (80, space.size)
+    queries = space.unflatten(doubled.flat[40:])["encoder.0.attention.queries.weight"]
+    assert queries.abs().max() > 50
