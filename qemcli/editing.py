@@ -57,11 +57,12 @@ def edit_zoo(
     """
     failed = _refused(zoo, way)
     store = Store(folder, resume, _recipe(zoo, edit, way, truth))
-    blocks, bad = _written(store, zoo, edit, way, truth, advance)
-    failed += [*bad, *zoo.failures]  # read last: files may break between opening and loading
-    if not blocks:
-        raise InputError(f"none of {len(zoo)} networks can be edited: {failed[0]['reason']}")
-    return _finished(store, zoo, edit, way, truth, blocks, failed)
+    with store.alone():
+        blocks, bad = _written(store, zoo, edit, way, truth, advance)
+        failed += [*bad, *zoo.failures]  # read last: files may break between opening and loading
+        if not blocks:
+            raise InputError(f"none of {len(zoo)} networks can be edited: {failed[0]['reason']}")
+        return _finished(store, zoo, edit, way, truth, blocks, failed)
 
 
 def _written(

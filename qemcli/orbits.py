@@ -19,7 +19,7 @@ from torch import Tensor
 from qemcli import __version__, groups
 from qemcli.canonical import canonicalise
 from qemcli.errors import InputError, UnsupportedError
-from qemcli.functions import probe_inputs, respond
+from qemcli.functions import probe_inputs, respond, runs
 from qemcli.spaces import WeightSpace, chain_of
 from qemcli.testing import relative_error
 from qemcli.zoos.store import OWN_COLUMNS, Store
@@ -113,6 +113,15 @@ def rewrite(
     the activation is not known. Raises UnsupportedError where the move suits none of the networks.
     """
     store = Store(folder, resume, {"source": str(zoo.path.resolve()), "move": repr(move)})
+    with store.alone():
+        block, failed = _written(zoo, move, store, advance)
+        return _finished(store, zoo, move, block), [*failed, *zoo.failures]
+
+
+def _written(
+    zoo: Zoo, move: Move, store: Store, advance: Callable[[int], None]
+) -> tuple[int, list[dict[str, Any]]]:
+    """Write the blocks that are not there yet; how many there are, and what was left out."""
     failed: list[dict[str, Any]] = []
     refused: str | None = None
     block = 0
@@ -134,7 +143,7 @@ def rewrite(
             advance(int(good.sum()))
     if not block:
         raise UnsupportedError(refused) if refused else InputError(f"{zoo.path}: nothing to move")
-    return _finished(store, zoo, move, block), [*failed, *zoo.failures]
+    return block, failed
 
 
 def _moved(space: WeightSpace, w: Weights, move: Move, block: int) -> tuple[np.ndarray, Columns]:
@@ -142,9 +151,8 @@ def _moved(space: WeightSpace, w: Weights, move: Move, block: int) -> tuple[np.n
     exact, columns = move(space, w, block)
     stored = space.flatten(exact).float()
     names = ("function_error", "function_error_float64")
-    if space.activation is None:  # the function cannot be run; a permutation is exact as such
+    if not runs(space):  # of an unknown activation, where a permutation is exact as such
         return stored.numpy(), columns | dict.fromkeys(names, np.nan)
-    space = chain_of(space, "a proof on inputs")
     x = probe_inputs(space, PROBES, torch.Generator().manual_seed(block), torch.float64)
     before = respond(space, w, x)
     pair = (space.unflatten(stored.double()), exact)

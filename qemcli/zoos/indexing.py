@@ -6,23 +6,21 @@ off finds its chunks again. At the end they become index.parquet, written beside
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qemcli import __version__
-from qemcli.errors import EnvironmentFailure, InputError, UsageError
+from qemcli.errors import InputError, UsageError
+from qemcli.processes import spread
 from qemcli.zoos import tables
+from qemcli.zoos.alone import alone
 from qemcli.zoos.chunks import FileChunk, RowChunk
 from qemcli.zoos.layouts.folder import nothing
 from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, origin, read_index
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 CHUNK_ROWS, CHUNK_BYTES = 1000, 64 << 20
-PARTS, LOCK = ".index.parts", ".index.lock"
+PARTS = ".index.parts"
 Chunk = FileChunk | RowChunk
 
 
@@ -53,6 +51,7 @@ class Plan:
     failures: tuple[dict[str, str], ...] = ()
     kept: pyarrow.Table | None = None
     left_out: tuple[dict[str, Any], ...] = ()
+    labels: Path | None = None
 
     def summary(self) -> dict[str, Any]:
         """What a dry run says."""
@@ -91,18 +90,25 @@ def planned(
     activation: str | None = None,
     strict: bool = False,
     heads: int | None = None,
+    labels: str | Path | None = None,
 ) -> Plan:
     """What indexing a zoo into OUT (the zoo's own folder) will do; nothing is written.
 
     `update` takes the rows of files whose size and time are unchanged from the index that is
-    there; `heads` is the transformers', where no config.json says it. Raises UsageError where OUT
-    is no folder, InputError where there is nothing to index.
+    there; `heads` is the transformers', where no config.json says it; `labels` is a table of them,
+    else that in the zoo. Raises UsageError where OUT is no folder or the table is none, InputError
+    where there is nothing to index.
     """
     path = locate(zoo)
     folder = Path(out) if out is not None else (path if path.is_dir() else path.parent)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder}: not a folder")
+    if labels is not None and not Path(labels).is_file():
+        raise UsageError(f"--labels {labels}: no such file")
     plan = _plan(path, folder, update, activation, heads)
+    if labels is not None:
+        plan.labels = Path(labels)
+        plan.names = plan.names or tuple(Zoo.open(path).index["checkpoint"])
     if strict:
         _stop(plan.failures)
     return plan
@@ -117,18 +123,13 @@ def _stop(failures: Sequence[dict[str, str]]) -> None:
 def _alone(folder: Path) -> Iterator[Path]:
     """The folder of parts, held by this process alone; an earlier run's chunks may be in it."""
     parts = folder / PARTS
-    parts.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EnvironmentFailure(
-                f"{folder}: another qem index is writing there", "wait for it, or pass --out"
-            ) from None
+    with alone(folder):
+        for half in folder.glob(f".{INDEX}.*.tmp"):
+            half.unlink(missing_ok=True)
+        parts.mkdir(exist_ok=True)
         try:
             yield parts
         finally:
-            (folder / LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 parts.rmdir()  # stays where finished chunks wait for the next run
 
@@ -230,21 +231,12 @@ def _written(
             advance(len(chunk))
             yield file
         return
-    try:
-        with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
-            made = pool.map(_write, todo)
-            for (chunk, file), _ in zip(todo, made, strict=True):
-                advance(len(chunk))
-                yield file
-    except BrokenProcessPool:
-        raise EnvironmentFailure(
-            "a worker was killed (out of memory?); finished chunks are kept",
-            "run the same command again, with --workers 1",
-        ) from None
+    for i in spread(_write, todo, workers or os.cpu_count() or 1):
+        advance(len(todo[i][0]))
+    yield from (file for _, file in todo)
 
 
-def _write(task: tuple[Chunk, Path]) -> None:
-    chunk, file = task
+def _write(chunk: Chunk, file: Path) -> None:
     chunk.write(file)
 
 
@@ -301,10 +293,13 @@ def _only_listed(spaces: dict[str, str], counts: dict[str, int]) -> dict[str, di
 
 
 def labels_of(plan: Plan, failures: list[dict[str, str]]) -> tables.Labels | None:
-    """The table of labels in a folder of checkpoints, for those that could be read."""
+    """The table of labels that was given, or lies in a folder of checkpoints, for those that could
+    be read."""
+    if plan.labels is None and plan.source["layout"] != "folder":
+        return None
     bad = {item["checkpoint"] for item in failures}
     names = [name for name in plan.names if name not in bad]
-    return tables.read(plan.root, names) if names else None
+    return tables.read(plan.root, names, plan.labels) if names else None
 
 
 def _interleaved(parts: list[pyarrow.Table]) -> pyarrow.Table:

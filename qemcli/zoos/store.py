@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pandas
 
 from qemcli.errors import InputError, UsageError
 from qemcli.spaces import WeightSpace
+from qemcli.zoos.alone import LOCK, alone, refuse_busy, sweep
 from qemcli.zoos.statistics import describe
 
 VERSION = 1
@@ -63,19 +65,36 @@ class Store:
 
         Nothing is written before `begin`, so what is refused leaves nothing behind.
 
-        Raises UsageError where the folder holds something else, or a zoo begun by another recipe.
+        Raises UsageError where the folder holds something else, or a zoo begun by another recipe,
+        EnvironmentFailure where another process writes there.
         """
+        self.folder, self._resume = folder, resume
+        self._text = None if recipe is None else json.dumps(recipe, indent=1) + "\n"
+        if recipe is not None:
+            refuse_busy(folder)
+        self._refuse()
+
+    def _refuse(self) -> None:
+        folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out {folder}: a file is in the way")
-        if folder.is_dir() and any(folder.iterdir()) and not resume:
+        held = folder.is_dir() and any(name != LOCK for name in os.listdir(folder))
+        if held and not self._resume:
             raise UsageError(
                 f"--out {folder}: it is not empty", "give another --out, or --resume to go on"
             )
-        self.folder = folder
-        self._text = None if recipe is None else json.dumps(recipe, indent=1) + "\n"
-        begun = self.folder / "recipe.json"
+        begun = folder / "recipe.json"
         if self._text is not None and begun.is_file() and begun.read_text() != self._text:
             raise UsageError(f"{folder}: begun by another recipe or seed", "give another --out")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Write as the only process that does, its workers aside; EnvironmentFailure where another
+        writes there. What a writer that was killed left half done is removed."""
+        with alone(self.folder):
+            self._refuse()  # another may have begun it since
+            sweep(self.folder)
+            yield
 
     def begin(self) -> None:
         """Make the folder and say in it what its blocks depend on; `write` does so too."""
@@ -126,6 +145,7 @@ class Store:
         """Write zoo.json, then join the parts into index.parquet, with which the zoo is whole; a
         zoo that is whole is read. InputError where a block is missing."""
         if self._index.is_file():
+            shutil.rmtree(self.folder / "parts", ignore_errors=True)  # of a run that was killed
             return pandas.read_parquet(self._index)
         missing = [b for b in range(blocks) if not self.done(b)]
         if missing:
