@@ -16,7 +16,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new
 Models = Annotated[int | None, typer.Option("--models", min=1, help="So many networks.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Same seed, same networks.")]
 Source = Annotated[
-    str | None, typer.Option("--source", help="Images: TRAIN.parquet[,TEST.parquet] or hf://…")
+    str | None,
+    typer.Option("--source", help="Images or texts: TRAIN.parquet[,TEST.parquet] or hf://…"),
 ]
 
 
@@ -35,7 +36,7 @@ def build(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Train a zoo of small CNNs or SIRENs by a recipe; an interrupted build goes on with --resume.
+    """Train a zoo of small CNNs, SIRENs or transformers by a recipe; --resume goes on with one.
 
     Example: qem build cnn-digits --models 200 --out zoo
     """

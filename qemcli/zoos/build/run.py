@@ -1,7 +1,8 @@
 """Build a zoo: the recipe's networks in blocks, one single-threaded process a core, resumable.
 
 Each family of networks is a module that can `load` the images of its recipe, make one `block`, and
-say the `summary` and the `card` of the zoo, and `about` what else its record has.
+say the `summary` and the `card` of the zoo; some also `about` what else its record has, or
+`accompany` the networks with a file.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ def _blocks(
     advance: Callable[[int], None],
     device: str,
 ) -> None:
+    made = family(recipe)
+    if hasattr(made, "accompany"):
+        made.accompany(images, store.folder)
     work = blocks(recipe)
     todo = [b for b in range(len(work)) if not store.done(b)]
     advance(recipe.networks - sum(len(work[b]) for b in todo))

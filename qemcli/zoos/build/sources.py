@@ -144,8 +144,10 @@ def _columns(path: Path, table: pyarrow.Table, wanted: str) -> tuple[str, str]:
     features = record.get("info", {}).get("features", {})
     kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
     for field in schema:
-        if field.name not in kinds or kinds[field.name] == "Value":
+        if field.name not in kinds:
             kinds[field.name] = _kind(str(field.type))
+        elif kinds[field.name] == "Value" and "string" not in str(field.type):
+            kinds[field.name] = "number"
     found = [[n for n, kind in kinds.items() if kind == of] for of in (wanted, "ClassLabel")]
     if not all(found):
         what = "image" if wanted == "Image" else "text"

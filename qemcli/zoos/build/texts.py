@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from qemcli.errors import InputError, UsageError
@@ -25,13 +28,18 @@ VECTORS = (
 @dataclass(frozen=True)
 class Texts:
     """Word numbers (n, t) of training and test texts, 0 for padding, their labels (n,), and the
-    vectors (words, D), of which the first is padding's, zero."""
+    words with their vectors (1 + words, D), of which the first is padding's, zero."""
 
     train: Tensor
     train_label: Tensor
     test: Tensor
     test_label: Tensor
+    words: tuple[str, ...]
     vectors: Tensor
+
+    def save(self, path: Path) -> None:
+        """The word vectors as safetensors, the words in order as a JSON list in its header."""
+        save_file({"vectors": self.vectors}, path, metadata={"words": json.dumps(self.words)})
 
 
 def load(recipe: TransformerRecipe) -> Texts:
@@ -60,6 +68,7 @@ def load(recipe: TransformerRecipe) -> Texts:
         torch.from_numpy(train_label[rest].astype(np.int64)),
         padded(tests, recipe.tokens),
         torch.from_numpy(test_label[held].astype(np.int64)),
+        tuple(known),
         torch.from_numpy(vectors(ids, len(known) + 1, recipe.width)),
     )
 
@@ -104,7 +113,7 @@ def vectors(ids: list[list[int]], words: int, width: int) -> np.ndarray:
     u = u * np.sign(u[np.abs(u).argmax(0), np.arange(width)])  # the sign of a direction is free
     out = u[:, ::-1] * np.sqrt(s[::-1])
     out[0] = 0
-    return (out / np.sqrt((out[1:] ** 2).mean())).astype(np.float32)
+    return np.ascontiguousarray(out / np.sqrt((out[1:] ** 2).mean()), dtype=np.float32)
 
 
 def _beside(text: np.ndarray, step: int) -> np.ndarray:

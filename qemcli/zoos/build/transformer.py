@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from qemcli import attention
 from qemcli.spaces import Transformer
 from qemcli.zoos.build.optimizers import Optimizers
+from qemcli.zoos.build.texts import Texts
 from qemcli.zoos.build.transformer_recipe import ADAPTIVE, TransformerRecipe
 
 CUT = 2.0  # initial weights are drawn again beyond it, as in the published zoo
@@ -45,11 +46,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Data:
-    """Training and test examples, and the weight space of networks that read them."""
+    """Training and test examples, the weight space of networks that read them, and of texts the
+    words that they were read by."""
 
     train: Examples
     test: Examples
     space: Transformer
+    texts: Texts | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ def grid(recipe: TransformerRecipe) -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = []
     for optimizer in recipe.optimizer:
         adaptive = optimizer in ADAPTIVE
+        rates = {"sgd": recipe.lr_sgd, "momentum": recipe.lr_momentum}
         axes = {
             "optimizer": (optimizer,),
-            "lr": recipe.lr if adaptive else recipe.lr_sgd,
+            "lr": rates.get(optimizer, recipe.lr),
             "init_std": recipe.init_std if adaptive else recipe.init_std_sgd,
             "l2": recipe.l2,
             "train_fraction": recipe.train_fraction,

@@ -10,6 +10,9 @@ from qemcli.errors import UsageError
 
 OPTIMIZERS = ("adam", "rmsprop", "sgd", "momentum")
 ADAPTIVE = ("adam", "rmsprop")
+AXES = (
+    "lr", "lr_sgd", "lr_momentum", "init_std", "init_std_sgd", "l2", "train_fraction", "dropout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class TransformerRecipe:
         tokens: words of a text that are read; vocabulary: words that have vectors.
         mask: padding is not read. False: it is, as in the published zoo.
         optimizer, l2, train_fraction, dropout: axes of the grid.
-        lr, init_std: of adam and rmsprop; lr_sgd, init_std_sgd: of sgd and momentum.
+        lr, init_std: of adam and rmsprop; lr_sgd, lr_momentum: of those two; init_std_sgd: of both.
     """
 
     family: str = "transformer"
@@ -64,6 +67,7 @@ class TransformerRecipe:
     optimizer: tuple[str, ...] = OPTIMIZERS
     lr: tuple[float, ...] = (3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2, 5e-2)
     lr_sgd: tuple[float, ...] = (1e-3, 3e-3, 5e-3, 7e-3, 1e-2, 3e-2, 5e-2, 7e-2)
+    lr_momentum: tuple[float, ...] = (1e-3, 3e-3, 5e-3, 7e-3, 1e-2, 3e-2, 5e-2, 7e-2)
     init_std: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     init_std_sgd: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3)
     l2: tuple[float, ...] = (1e-8, 1e-7, 1e-6, 1e-4, 1e-2)
@@ -86,7 +90,7 @@ class TransformerRecipe:
             raise UsageError(
                 f"{path}: 'optimizer' is {list(self.optimizer)}", f"of {', '.join(OPTIMIZERS)}"
             )
-        for name in ("lr", "lr_sgd", "init_std", "init_std_sgd", "l2", "train_fraction", "dropout"):
+        for name in AXES:
             values = getattr(self, name)
             top = {"train_fraction": 1.0, "dropout": 0.99}.get(name, float("inf"))
             above = 0.0 if name in ("l2", "dropout") else 1e-12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from qemcli.errors import UsageError
 from qemcli.spaces import Transformer, small_transformer
 from qemcli.zoos.build import sources, texts, transformer
 from qemcli.zoos.build.transformer import Data, Examples
-from qemcli.zoos.build.transformer_recipe import TransformerRecipe
+from qemcli.zoos.build.transformer_recipe import AXES, TransformerRecipe
+from qemcli.zoos.store import beside
 
 if TYPE_CHECKING:
     import pandas
@@ -25,11 +27,12 @@ SPLIT = (0.7, 0.85)  # train below the first, val below the second, test above: 
 def load(recipe: TransformerRecipe) -> Data:
     """What the recipe's networks read; the test examples are the first `test_images` of a seeded
     order. Raises InputError for files that hold nothing of the kind."""
-    train, test = _images(recipe) if recipe.patch else _texts(recipe)
+    found = None if recipe.patch else texts.load(recipe)
+    train, test = _read(recipe, found) if found else _images(recipe)
     classes = int(max(train.label.max(), test.label.max())) + 1
     patch = (train.x.shape[2] // recipe.patch**2, recipe.patch) if recipe.patch else None
     space = small_transformer(recipe.width, recipe.heads, recipe.ffn, recipe.depth, classes, patch)
-    return Data(_some(train, recipe.train_images), test, space)
+    return Data(_some(train, recipe.train_images), test, space, found)
 
 
 def _some(examples: Examples, count: int) -> Examples:
@@ -55,8 +58,7 @@ def _images(recipe: TransformerRecipe) -> tuple[Examples, Examples]:
     return read(images.train, images.train_label), read(images.test, images.test_label)
 
 
-def _texts(recipe: TransformerRecipe) -> tuple[Examples, Examples]:
-    found = texts.load(recipe)
+def _read(recipe: TransformerRecipe, found: texts.Texts) -> tuple[Examples, Examples]:
     place = attention.positions(recipe.tokens, recipe.width)
 
     def read(ids: Tensor, label: Tensor) -> Examples:
@@ -128,6 +130,12 @@ def _row(
     }
 
 
+def accompany(data: Data, folder: Path) -> None:
+    """Put beside the networks what they cannot be run without: the word vectors."""
+    if data.texts:
+        beside(folder / "embedding.safetensors", data.texts.save)
+
+
 def about(recipe: TransformerRecipe) -> dict[str, Any]:
     """What the zoo's record says beside its recipe: the names of the classes."""
     names = sources.class_names(recipe.source)
@@ -154,10 +162,10 @@ def card(recipe: TransformerRecipe, summary: dict[str, Any]) -> list[str]:
     reads = (
         f"patches of {recipe.patch} pixels"
         if recipe.patch
-        else f"the first {recipe.tokens} known words, as frozen vectors ({texts.VECTORS}); padding "
+        else f"the first {recipe.tokens} known words, as frozen vectors ({texts.VECTORS}; "
+        "embedding.safetensors), with sinusoids of their positions; padding "
         f"is {'not read' if recipe.mask else 'read too'}"
     )
-    axes = ("optimizer", "lr", "lr_sgd", "init_std", "init_std_sgd", "l2", "train_fraction")
     return [
         recipe.about or f"Small transformers trained on {recipe.source}.",
         "",
@@ -171,6 +179,6 @@ def card(recipe: TransformerRecipe, summary: dict[str, Any]) -> list[str]:
         f"minimum {low:.3f}, quartiles {q25:.3f}, {middle:.3f}, {q75:.3f}, maximum {high:.3f}.",
         "",
         f"The grid (a network a cell, {cells(recipe)} of {len(transformer.grid(recipe))}): "
-        + "; ".join(f"{name} {list(fields[name])}" for name in (*axes, "dropout"))
-        + ". lr_sgd and init_std_sgd are of sgd and momentum.",
+        + "; ".join(f"{name} {list(fields[name])}" for name in ("optimizer", *AXES))
+        + ". init_std_sgd is of sgd and momentum.",
     ]
