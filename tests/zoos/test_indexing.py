@@ -183,7 +183,9 @@ def test_table_of_labels_is_joined_by_path(tmp_path, suffix):
     writers[suffix](root / f"labels.{suffix}")
     summary = index(root, out=tmp_path / "out")
     assert summary["labels"] == {
-        "file": f"labels.{suffix}", "joined": 3, "without_label": 1, "without_checkpoint": 1
+        "file": f"labels.{suffix}", "by": "path", "joined": 3, "without_label": 1,
+        "without_checkpoint": 1, "checkpoints_without_label": ["r2/model.pt"],
+        "rows_without_checkpoint": ["gone/model.pt"],
     }  # fmt: skip
     for found in (Zoo.open(tmp_path / "out").index, Zoo.open(root).index):
         labels = found.set_index("checkpoint")["test_accuracy"]
@@ -195,7 +197,7 @@ def test_table_of_labels_is_joined_by_path(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("path,x\nmodel.pt,1\n", "fits two"), ("name,x\na,1\n", "no column of paths"),
+        ("path,x\nmodel.pt,1\n", "fits two"), ("width,x\na,1\n", "no column of paths"),
         ("path,x\na/model.pt,1\na/model,2\n", "stands twice"), ("", "not a readable table"),
     ],
 )  # fmt: skip
