@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from qemcli.groups import allowed
 from qemcli.layers import quasi
 from qemcli.layers.features import Features, door, exit_door
 from qemcli.layers.heads import mlp_head
@@ -73,8 +74,12 @@ class Model(Metanetwork):
         )
 
     def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations, unless a quasi layer ties its scales to the neurons' indices."""
-        return {"permutation"} if self.quasi is None or self.quasi.keeps_invariance else set()
+        """Permutations, of heads too, unless a quasi layer ties its scales to the neurons'
+        indices."""
+        if self.quasi is not None and not self.quasi.keeps_invariance:
+            return set()
+        heads = {"heads"} if allowed("heads", space) is None else set()
+        return {"permutation"} | heads
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants of `standardised` from the training set's weights; else nothing."""

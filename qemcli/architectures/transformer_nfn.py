@@ -191,8 +191,11 @@ def _head(inputs: int, width: int) -> nn.Sequential:
 
 def _joined(factors: Blocks, ffn: Feedforward) -> Blocks:
     """The roles of every block, a channel axis behind the batch."""
-    ends = (dict(zip(ffn._fields, parts, strict=True)) for parts in zip(*ffn, strict=True))
-    return [{**mine, **end} for mine, end in zip(factors, ends, strict=True)]
+    found, channels = [], ffn.up.shape[2]
+    for mine, *parts in zip(factors, *ffn, strict=True):
+        wide = {role: x.expand(-1, channels, *x.shape[2:]) for role, x in mine.items()}
+        found.append(wide | dict(zip(ffn._fields, parts, strict=True)))
+    return found
 
 
 def _alike(space: Transformer) -> Transformer:

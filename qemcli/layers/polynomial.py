@@ -75,11 +75,11 @@ class Equivariant(nn.Module):
 
     def _gathered(self, attention: Attention, ffn: Feedforward) -> Gathered:
         scores, rows, columns = attention.channels()
-        inputs = torch.cat([columns, ffn.up.sum(4)[:, :, :, None]], dim=3)
+        inputs = torch.cat([columns.flatten(2, 3), ffn.up.sum(4)], dim=2)
         return Gathered(
             torch.cat([scores.flatten(2), rows.flatten(2), shared(ffn)], dim=2),
             neurons(ffn).flatten(1, 2),
-            inputs.flatten(2, 3).transpose(2, 3).flatten(1, 2),
+            inputs.transpose(2, 3).flatten(1, 2),
         )
 
     def _read(self, attention: Attention, ffn: Feedforward) -> Gathered:

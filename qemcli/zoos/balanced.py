@@ -19,7 +19,6 @@ import numpy as np
 from qemcli.errors import InputError
 from qemcli.formats import safetensors
 from qemcli.groups import allowed
-from qemcli.spaces import chain_of
 from qemcli.zoos.store import beside
 
 if TYPE_CHECKING:
@@ -94,15 +93,13 @@ def _identity(table: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def _write(zoo: Zoo, positions: np.ndarray, file: Path) -> None:
     from safetensors.numpy import save_file
 
-    from qemcli.balance import balance
+    from qemcli.attention_balance import representative
 
     parts = []
     good: list[np.ndarray] = []
     for start in range(0, len(positions), CHUNK):
         for space, flat, read_ in zoo.load(positions[start : start + CHUNK]):
-            parts.append(
-                space.flatten(balance(chain_of(space, "balance"), space.unflatten(flat))[0]).numpy()
-            )
+            parts.append(space.flatten(representative(space, space.unflatten(flat))).numpy())
             good.append(read_)
     at = np.concatenate(good)
     uid, digest = _identity(zoo.index.iloc[at])

@@ -15,7 +15,7 @@ from qemcli.layers.equivariant import LINEAR
 from qemcli.layers.features import act_on_features, door
 from qemcli.layers.presets import table
 from qemcli.predictors import Design
-from qemcli.spaces import cnn, mlp
+from qemcli.spaces import cnn, mlp, small_transformer
 
 SMALL = {"channels": (4, 4, 3), "head": 16}
 
@@ -229,11 +229,14 @@ def test_missing_biases_read_as_zeros(rng):
 
 
 def test_outputs_and_float32():
-    space = cnn([1, 4, 4], 3)
-    w = space.unflatten(torch.randn(2, space.size, generator=torch.Generator().manual_seed(0)))
+    spaces = [cnn([1, 4, 4], 3), small_transformer(8, 2, 6, 2, 3, (1, 2))]
     for name in registry.names("architectures"):
         module = registry.load("architectures", name)
         if hasattr(module, "PRESETS") and name != "rendered_cnn":  # it draws INRs
+            kinds = {preset.space.split("-")[0] for preset in module.PRESETS.values()}
+            space = spaces["transformer" in kinds]
+            rng = torch.Generator().manual_seed(0)
+            w = space.unflatten(torch.randn(2, space.size, generator=rng))
             assert module.Model(space, module.Config(outputs=7))(w).shape == (2, 7)
 
 
