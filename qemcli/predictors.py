@@ -19,7 +19,7 @@ from qemcli.errors import InputError, UsageError
 from qemcli.hub.fetching import fetch
 from qemcli.hub.reference import PREFIX, Reference
 from qemcli.shipped import shipped
-from qemcli.spaces import Chain, WeightSpace, chain_of
+from qemcli.spaces import Chain, Transformer, WeightSpace, chain_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FILE = "predictor.safetensors"
 REMOVED = ("scale", "sign", "monomial", "phase")  # the groups that balance takes away
+OF_HEADS = ("general-linear", "shift", "scale", "sign")  # of transformers, whatever reads them
 EDITING = ("edit", "pixels", "expand")  # settings of an editor, whatever its architecture
 QUASI = ("none", "balanced", "exact", "paper", "released")
 
@@ -108,9 +109,9 @@ def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dic
     they are."""
     if not design.balanced:
         return dict(w)
-    from qemcli.balance import balance
+    from qemcli.attention_balance import representative
 
-    return balance(chain_of(space, "balance"), w)[0]
+    return representative(space, w)
 
 
 @dataclass
@@ -143,11 +144,15 @@ class Predictor:
     def claims(self) -> set[str]:
         """The groups under which the answer is exactly invariant by design."""
         own = set(self.model.claims(self.space))
-        if self.design.balanced and "permutation" in own:
+        if self.design.balanced:
             from qemcli.groups import applicable
 
-            # Balance removes scales, signs and half turns: what is left is a permutation.
-            own |= {g for g in applicable(self.space) if g in REMOVED}
+            # Balance removes scales, signs and half turns: what is left is a permutation. Of
+            # transformers it leaves the order of neurons alone, so nothing is left of the others.
+            removed = set(REMOVED) if "permutation" in own else set()
+            if isinstance(self.space, Transformer):
+                removed |= set(OF_HEADS)
+            own |= {g for g in applicable(self.space) if g in removed}
         return own
 
     def predict(
