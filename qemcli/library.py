@@ -34,10 +34,12 @@ class Library:
     def of(cls, folder: Path) -> Library:
         """Read config.json; EnvironmentFailure where the library is not installed, InputError where
         it does not know these networks."""
+        from huggingface_hub.errors import StrictDataclassError
+
         module = _imported()
         try:
             config = module.AutoConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
         named = (config.architectures or [""])[0]
         kind = getattr(module, named, None)
