@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qemcli import attention
 from qemcli.errors import InputError, UnsupportedError
-from qemcli.spaces import Chain, Layer
+from qemcli.spaces import Chain, Layer, Transformer, WeightSpace, chain_of
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -30,14 +31,25 @@ MEMORY = 2**25  # numbers of one layer held at a time; more networks than that a
 SIDES = range(8, 65)  # image sides that are tried where the checkpoint does not say one
 
 
-def respond(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def runs(space: WeightSpace) -> bool:
+    """True where `respond` can run these networks: the activation is known, and of transformers the
+    architecture is the Small Transformer Zoo's (others are run by their own library)."""
+    if isinstance(space, Transformer):
+        return space.family == attention.FAMILY
+    return isinstance(space, Chain) and space.activation is not None
+
+
+def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run b networks on p inputs: (b, p, outputs), logits, in the dtype of `w`.
 
     `x` is (p, inputs) for all of them, or (b, p, inputs), each network's own; for CNNs
-    (p, channels, height, width), for all. sin is sin(w0 z), and the space's
-    offset is added at the end. Raises InputError where the activation is not known or the
-    inputs do not fit.
+    (p, channels, height, width), for all; for transformers see attention.respond. sin is
+    sin(w0 z), and the space's offset is added at the end. Raises InputError where the activation
+    is not known or the inputs do not fit.
     """
+    if isinstance(space, Transformer):
+        return attention.respond(space, w, x)
+    space = chain_of(space, "running networks")
     space.check(w)
     if space.activation is None:
         raise InputError("the networks' activation is not known", "pass --activation NAME")
@@ -81,7 +93,7 @@ def differentiate(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> tuple[Ten
 
 
 def probe_inputs(
-    space: Chain,
+    space: WeightSpace,
     count: int,
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
@@ -92,6 +104,9 @@ def probe_inputs(
     is not known, one is chosen on which every layer is defined; UnsupportedError where there is
     none.
     """
+    if isinstance(space, Transformer):
+        return attention.probe_inputs(space, count, generator, dtype)
+    space = chain_of(space, "random inputs")
     inputs = space.layers[0].cols
     if space.family == "siren":
         return 2 * torch.rand(count, inputs, generator=generator, dtype=dtype) - 1
