@@ -47,7 +47,7 @@ class FakeHub:
     """The server; `web.faults` and `cdn.faults` are what goes wrong."""
 
     def __init__(self, page: int = 2) -> None:
-        self.page = page
+        self.page, self.mangle = page, False
         self.repos: dict[tuple[str, str], Repo] = {}
         self.stored: dict[str, bytes] = {}
         self.web, self.cdn = Web(self._answer), Web(self._blob)
@@ -69,7 +69,7 @@ class FakeHub:
     def _blob(self, asked: Asked, body: bytes) -> Reply:
         oid = urlsplit(asked.path).path.rsplit("/", 1)[-1]
         if asked.method == "PUT":
-            self.stored[oid] = body
+            self.stored[oid] = body[::-1] if self.mangle else body
             return Reply()
         return whole(self.stored[oid]) if oid in self.stored else Reply(404)
 
@@ -176,7 +176,9 @@ class FakeHub:
             elif item["key"] == "lfsFile":
                 files[value["path"]] = self.stored[value["oid"]]
         oid = repo.commit(files)
-        return said({"commitOid": oid, "commitUrl": f"{self.url}/commit/{oid}", "success": True})
+        name = urlsplit(asked.path).path.removeprefix("/api/").removeprefix("models/")
+        where = f"{self.url}/{name.removesuffix('/commit/main')}/commit/{oid}"
+        return said({"commitOid": oid, "commitUrl": where, "success": True})
 
 
 def entry(path: str, data: bytes) -> dict[str, Any]:

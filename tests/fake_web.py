@@ -122,7 +122,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = Asked(self.command, self.path, headers, web.port)
         web.asked.append(asked)
         fault = web.fault(asked) or Fault("")
-        self._send(spoilt(fault, web.answer(asked, body), headers), fault.cut)
+        refused = Reply(fault.status or 0, b"no", dict(fault.headers))
+        reply = refused if fault.status else spoilt(fault, web.answer(asked, body), headers)
+        self._send(reply, fault.cut)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _any
 
@@ -149,8 +151,6 @@ class Handler(BaseHTTPRequestHandler):
 
 def spoilt(fault: Fault, reply: Reply, headers: dict[str, str]) -> Reply:
     """What a fault makes of an answer."""
-    if fault.status:
-        return Reply(fault.status, b"no", dict(fault.headers))
     if fault.page:
         return Reply(200, b"<!doctype html>", {"Content-Type": "text/html"})
     if fault.corrupt and reply.body:

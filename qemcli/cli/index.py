@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,16 +24,30 @@ Balanced = Annotated[
     bool, typer.Option("--balanced", help="Also keep every network's balanced representative.")
 ]
 
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels", help="Table of labels: csv, parquet, JSON lines; also W&B's and MLflow's."
+    ),
+]
+
+
+Headers = Annotated[
+    bool, typer.Option("--headers", help="hf:// only: read headers and hashes, fetch no weights.")
+]
+
 
 @app.command()
 def index(
     zoo: Zoo = None,
     out: Out = None,
     update: Update = False,
+    labels: Labels = None,
     balanced: Balanced = False,
     activation: options.Activation = None,
     heads: options.Heads = None,
     workers: options.Workers = 1,
+    headers: Headers = False,
     strict: options.Strict = False,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
@@ -46,7 +60,13 @@ def index(
     Chunks that an interrupted run has finished are always used again. With --balanced predictors
     that balance take the representatives from OUT/balanced, computed once; as large as the zoo.
 
-    Example: qem index sweep/ --out sweep-index --update
+    --labels joins a table by a column of paths, or of run ids, which are parts of the paths; what
+    meets nothing is counted and named.
+
+    --headers lists a repository of the Hub without its weights and finds byte-identical files; the
+    weights of the rows that a later command takes are fetched then.
+
+    Example: qem index sweep/ --labels runs.csv --out sweep-index
     """
     from qemcli.zoos.balanced import FOLDER, keep
     from qemcli.zoos.indexing import index as write_index
@@ -55,19 +75,65 @@ def index(
     from qemcli.zoos.zoo import Zoo as Opened
 
     sink = Sink(json, quiet, verbose)
+    out = out or folder_of(zoo)
+    if headers:
+        by_headers(sink, str(zoo), out, activation, dry_run)
+        return
     path = resolve(zoo, sink.note)
-    plan = planned(path, out, update, activation, strict, heads)
+    plan = planned(path, out, update, activation, strict, heads, labels)
     if dry_run:
         sink.answer(Answer(summary=plan.summary(), failed=list(plan.failures)))
         return
     with sink.progress("indexing", plan.total) as advance:
         summary = write_index(plan, workers, advance, strict)
     failed = summary.pop("failed")
+    if "labels" in summary:
+        sink.note(met(summary["labels"]))
     if balanced:
         opened = Opened.open(summary["index"])
         with sink.progress("balancing", len(opened)) as advance:
             kept = Path(summary["index"]).parent / FOLDER
             summary["balanced"] = keep(opened, kept, advance)
         failed += opened.failures
+    sink.note(f"{summary['checkpoints']} checkpoints indexed in {summary['index']}")
+    sink.answer(Answer(summary=summary, failed=failed))
+
+
+def met(report: dict[str, Any]) -> str:
+    """One line on the table of labels: what met, what did not."""
+    line = f"labels: {report['joined']} checkpoints joined by '{report['by']}' of {report['file']}"
+    for key, what in (
+        ("checkpoints_without_label", "without a label"),
+        ("rows_without_checkpoint", "rows without a checkpoint"),
+    ):
+        if names := report.get(key):
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            count = report[key.replace("checkpoints_", "").replace("rows_", "")]
+            line += f"; {count} {what} ({shown})"
+    return line
+
+
+def folder_of(zoo: str | None) -> Path | None:
+    """Where the index of a repository goes, where nobody says it: ./NAME-index, not the cache."""
+    from qemcli.hub.reference import PREFIX, Reference
+
+    if zoo is None or not zoo.startswith(PREFIX):
+        return None
+    return Path(f"{Reference.parse(zoo).name.split('/')[-1]}-index")
+
+
+def by_headers(
+    sink: Sink, zoo: str, out: Path | None, activation: str | None, dry_run: bool
+) -> None:
+    """The index of a repository, by its headers alone."""
+    from qemcli.zoos.headers import Headers as Found
+
+    found = Found.of(zoo)
+    if dry_run or out is None:
+        sink.answer(Answer(summary=found.summary()))
+        return
+    with sink.progress("reading headers", len(found.headed)) as advance:
+        summary = found.index(out, activation, advance)
+    failed = summary.pop("failed")
     sink.note(f"{summary['checkpoints']} checkpoints indexed in {summary['index']}")
     sink.answer(Answer(summary=summary, failed=failed))

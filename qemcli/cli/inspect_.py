@@ -14,9 +14,9 @@ app = typer.Typer(add_completion=False)
 
 BELOW = ("tensors", "skipped", "space", "refused")  # not in a person's summary
 Files = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
-        help="Checkpoints: files, or directories with config.json.", metavar="CHECKPOINT..."
+        help="Checkpoints: files, directories with config.json, or hf://…", metavar="CHECKPOINT..."
     ),
 ]
 
@@ -39,9 +39,12 @@ def inspect(
     Example: qem inspect model.safetensors --json
     """
     from qemcli import inspection
+    from qemcli.hub.reference import PREFIX
+    from qemcli.zoos.resolve import locate
 
     sink = Sink(json, quiet, verbose)
-    rows, failed = inspection.inspect(checkpoints, activation, strict, w0, convention, heads)
+    paths = [locate(name) if name.startswith(PREFIX) else Path(name) for name in checkpoints]
+    rows, failed = inspection.inspect(paths, activation, strict, w0, convention, heads)
     for hint in dict.fromkeys(row["hint"] for row in rows if "hint" in row):
         sink.note(f"hint: {hint}")
     if len(rows) == 1 and not failed:

@@ -133,7 +133,13 @@ def fetch(
     repository names (it is then deleted), InputError where no file is meant.
     """
     copy = copy or look(ref)
-    files = copy.tree.select(include, exclude)
+    return fetch_files(copy, copy.tree.select(include, exclude), dest, advance)
+
+
+def fetch_files(
+    copy: Copy, files: Sequence[File], dest: Path | None = None, advance: Advance = lambda n: None
+) -> Path:
+    """As `fetch`, for files that were chosen already."""
     folder = copy.folder if dest is None else dest
     fetcher = Fetcher(copy, dest, advance)
     try:
@@ -144,7 +150,7 @@ def fetch(
     missing = [file.path for file in files if not (folder / file.path).is_file()]
     if missing:
         raise EnvironmentFailure(
-            f"{ref}: {len(missing)} of {len(files)} files are missing, first {missing[0]}",
+            f"{copy.tree.ref}: {len(missing)} files are missing, the first is {missing[0]}",
             "run the same command again",
         )
     return folder

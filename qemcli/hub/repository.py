@@ -153,6 +153,10 @@ def told(ref: Reference) -> Iterator[None]:
         errors.XetDownloadError,
     ) as error:
         raise _retold(ref, error) from None
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, (HTTPError, OSError)):
+            raise
+        raise _retold(ref, error.__cause__) from None  # what became of one file of a commit
     finally:
         utils.logging.set_verbosity(shown)
 

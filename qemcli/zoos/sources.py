@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,13 +20,16 @@ from qemcli.checkpoints import FETCH, open_checkpoint
 from qemcli.errors import InputError, QemError
 from qemcli.formats import safetensors
 from qemcli.formats._alike import Alike
+from qemcli.hub.fetching import fetch_files, look
+from qemcli.hub.reference import Reference
 from qemcli.recognition import infer
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import Chain, Transformer, WeightSpace
 from qemcli.zoos.members import Member, tree
 
 if TYPE_CHECKING:
     import pandas
 
+_PARTS = (".safetensors", ".json")  # what a checkpoint in a directory is read from
 MEMBER = ("file", "size", "offset", "packed")  # the columns that say where a member lies
 Source: TypeAlias = "Callable[[WeightSpace, pandas.DataFrame], tuple[np.ndarray, dict[int, str]]]"
 
@@ -120,10 +123,30 @@ def _row(path: Path, space: WeightSpace) -> np.ndarray:
     return checkpoint.row(space)
 
 
+def hub(text: str) -> Source:
+    """Rows that are files of a repository at one commit, by the column `file`: fetched and checked
+    when they are read, and no others."""
+    ref = Reference.parse(text)
+
+    def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
+        copy, wanted = look(ref), set(table["file"])
+        inside_of = {
+            f: {str(parent) for parent in PurePosixPath(f.path).parents} for f in copy.tree.files
+        }
+        chosen = [
+            f
+            for f, parents in inside_of.items()
+            if f.path in wanted or (parents & wanted and f.path.endswith(_PARTS))
+        ]
+        return files(fetch_files(copy, chosen))(space, table)
+
+    return read
+
+
 def members(root: Path) -> Source:
     """Rows that are torch files below a folder or in an archive, by the columns `file`, `size`,
     `offset` and `packed`; those that cannot be read any more are named."""
-    reader = Alike()
+    readers: dict[int | None, Alike] = {}
 
     def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
         out = np.full((len(table), space.size), np.nan, np.float32)
@@ -131,6 +154,8 @@ def members(root: Path) -> Source:
         found = tree(root)
         if found is None:
             raise InputError(f"{root}: the archive of this zoo is no tar and no zip", FETCH)
+        heads = space.heads[0][0] * space.heads[0][1] if isinstance(space, Transformer) else None
+        reader = readers.setdefault(heads, Alike(heads))
         columns = zip(*(table[c].tolist() for c in MEMBER), strict=True)
         for i, (name, size, offset, packed) in enumerate(columns):
             try:

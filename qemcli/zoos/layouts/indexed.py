@@ -12,6 +12,7 @@ from qemcli import registry
 from qemcli.errors import InputError, UsageError
 from qemcli.spaces import WeightSpace
 from qemcli.zoos import sources
+from qemcli.zoos.networks import networks
 from qemcli.zoos.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -105,10 +106,14 @@ def _source(file: Path, table: pandas.DataFrame, meta: dict[str, Any]) -> source
     """By its columns: shards beside the index, members of an archive or files below a root, or
     another layout's rows."""
     layout, root = _origin(file, meta)
+    if layout == "hub":
+        return sources.hub(str(meta["source"].get("ref")))
     if "shard" in table and table["shard"].notna().any():
         return sources.shards(root)
     if "offset" in table:
         return sources.members(root)
+    if "begins" in table:
+        return networks(root)
     if layout in ("folder", "single", "indexed"):
         return sources.files(root)
     return registry.load("zoos.layouts", layout).open(root).source
