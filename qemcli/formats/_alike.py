@@ -74,32 +74,34 @@ class _Parts:
 
 @dataclass
 class Alike:
-    """Reads checkpoints from bytes and remembers every kind it has met."""
+    """Reads checkpoints from bytes and remembers every kind it has met; `heads` is what the files
+    of transformers do not say."""
 
+    heads: int | None = None
     met: dict[Any, Kind] = field(default_factory=dict)
 
     def read(self, data: bytes) -> tuple[Kind, np.ndarray]:
         """(kind, (D,) float32 in the order of its space); InputError where it is no checkpoint."""
         parts = _parts(data)
         if parts is None:
-            return _opened(data)
+            return _opened(data, self.heads)
         kind = self.met.get(parts.key)
         if kind is None:
             if len(self.met) >= KINDS:
                 self.met.clear()
-            kind = self.met.setdefault(parts.key, _learn(data, parts))
+            kind = self.met.setdefault(parts.key, _learn(data, parts, self.heads))
         if kind.order is None:
-            return _opened(data)
+            return _opened(data, self.heads)
         return kind, parts.numbers()[kind.order]
 
 
-def _learn(data: bytes, parts: _Parts) -> Kind:
-    kind, row = _opened(data)
+def _learn(data: bytes, parts: _Parts, heads: int | None) -> Kind:
+    kind, row = _opened(data, heads)
     numbered = parts.numbered()
     if numbered is None:
         return kind
     try:
-        order = _opened(numbered)[1].astype(np.int64)
+        order = _opened(numbered, heads)[1].astype(np.int64)
         found = parts.numbers()[order]
     except (QemError, IndexError, ValueError):
         return kind
@@ -107,14 +109,14 @@ def _learn(data: bytes, parts: _Parts) -> Kind:
     return Kind(kind.space, kind.metadata, order) if same else kind
 
 
-def _opened(data: bytes) -> tuple[Kind, np.ndarray]:
+def _opened(data: bytes, heads: int | None) -> tuple[Kind, np.ndarray]:
     """By the ordinary door, which reads files: a temporary one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "checkpoint")
         path.write_bytes(data)
         try:
             checkpoint = open_checkpoint(path)
-            space = checkpoint.space()
+            space = checkpoint.space(heads=heads)
             return Kind(space, dict(checkpoint.metadata)), checkpoint.row(space)
         except QemError as error:
             raise type(error)(error.message.removeprefix(f"{path}: "), error.hint) from None
