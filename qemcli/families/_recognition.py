@@ -266,9 +266,10 @@ class _Build:
         return Rotary(self.family.pairing, dims - dims % 2)
 
     def _tied(self) -> bool:
-        head = self.family.head
-        if not head:
-            return False
+        head, named = self.family.head, self.config.said.get("architectures")
+        told = str(named[0]) if isinstance(named, list) and named else ""
+        if not head or (told and not re.search("LM|PreTraining|DoubleHeads", told)):
+            return False  # no head over the vocabulary: BertModel, GPT2ForSequenceClassification
         there = any(t.name.endswith(f"{head}.weight") for t in self.tensors)
         return bool(self.config.said.get("tie_word_embeddings", not there))
 
