@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qemcli.equivariance import steps
 from qemcli.errors import InconclusiveError, InputError, UsageError
 from qemcli.functions import probe_inputs
 from qemcli.groups import act, applicable
-from qemcli.layers.features import act_on_features
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.quasi import switched_off
 from qemcli.layers.shown import Shown
 from qemcli.predictors import Predictor
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import WeightSpace
 from qemcli.testing import (
     CONTROLS,
     KINDS,
@@ -163,42 +163,17 @@ def layers(
 ) -> list[dict[str, Any]]:
     """Equivariance after every step of an architecture that shows its steps; [] for the others."""
     rows: list[dict[str, Any]] = []
-    if not isinstance(space, Chain):
-        return rows
+    limit = tolerance(check.dtype, space.depth) * space.depth
     for group in sorted(module.claims(space)):
         generator = torch.Generator().manual_seed(check.seed)
         g = elements(group, space, len(next(iter(w.values()))), generator)["ordinary"]
-        with torch.no_grad():
-            steps = zip(
-                module.equivariant(dict(w)),
-                module.equivariant(act(g, space, w)),
-                strict=True,
-            )
-            for (name, plain), (_, moved) in steps:
-                error = _apart(act_on_features(space, g, plain), moved)
-                limit = tolerance(check.dtype, space.depth) * space.depth
-                holds = bool(error.max() <= limit)
-                row = finding(group, "equivariance", "ordinary", error, limit, holds, True)
-                # A quasi layer may move along the orbit by an element of its own: told, not judged.
-                told = {} if _strict(module, name) else {"holds": None, "claimed": False}
-                rows.append(row | {"layer": name} | told)
+        for name, error, strict in steps(module, space, w, g):
+            holds = bool(error.max() <= limit)
+            row = finding(group, "equivariance", "ordinary", error, limit, holds, True)
+            # A quasi layer may move along the orbit by an element of its own: told, not judged.
+            told = {} if strict else {"holds": None, "claimed": False}
+            rows.append(row | {"layer": name} | told)
     return rows
-
-
-def _strict(module: nn.Module, step: str) -> bool:
-    """True where the step is equivariant by design, and not only up to an element of the group."""
-    return step != "quasi" or bool(module.quasi.keeps_invariance)  # type: ignore[union-attr]
-
-
-def _apart(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """(b,): the largest difference of features over the size of the tensor it is in."""
-    worst = []
-    for want, have in (
-        (a, b) for p, q in zip(expected, found, strict=True) for a, b in zip(p, q, strict=True)
-    ):
-        scale = want.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(want.dtype).tiny)
-        worst.append((have - want).flatten(1).abs().amax(dim=1) / scale)
-    return torch.stack(worst).amax(dim=0)
 
 
 def quasi_leak(predictor: Predictor, w: Networks) -> list[dict[str, Any]]:
