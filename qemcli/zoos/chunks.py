@@ -298,6 +298,9 @@ def _save(
         {KEY: json.dumps({"failures": failures, "spaces": spaces})}
     )
     beside = file.with_suffix(f".{os.getpid()}.tmp")
-    with ipc.new_file(beside, table.schema) as writer:
-        writer.write_table(table)
-    os.replace(beside, file)
+    try:
+        with ipc.new_file(beside, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)

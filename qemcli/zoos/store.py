@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,12 @@ def arch_id(space: WeightSpace) -> str:
 
 
 def beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write next to the target, flush to disk, rename: the name never holds half a file."""
+    """Write next to the target, flush to disk, rename: the name never holds half a file.
+
+    Raises OSError where the disk is full or read-only, whatever the writer raised.
+    """
+    from safetensors import SafetensorError
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -51,6 +57,11 @@ def beside(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except SafetensorError as error:
+        stated = re.search(r"os error (\d+)", str(error))
+        if stated is None:
+            raise
+        raise OSError(int(stated[1]), os.strerror(int(stated[1])), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
