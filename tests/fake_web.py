@@ -25,6 +25,7 @@ class Fault:
     corrupt: bool = False  # one byte is another
     no_range: bool = False  # a Range is answered with everything
     page: bool = False  # a web page instead
+    hang: bool = False  # after `cut` bytes nothing comes, and the connection stays
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Web:
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.answer = answer or self._file
+        self.closing = threading.Event()
         self._lock = threading.Lock()
         self.server = Server(("127.0.0.1", 0), Handler)
         self.server.web = self
@@ -73,6 +75,7 @@ class Web:
         try:
             yield self
         finally:
+            self.closing.set()
             self.server.shutdown()
             self.server.server_close()
             self._thread.join(5)
@@ -125,6 +128,8 @@ class Handler(BaseHTTPRequestHandler):
         refused = Reply(fault.status or 0, b"no", dict(fault.headers))
         reply = refused if fault.status else spoilt(fault, web.answer(asked, body), headers)
         self._send(reply, fault.cut)
+        if fault.hang:
+            web.closing.wait(60)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _any
 

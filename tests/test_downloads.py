@@ -2,6 +2,12 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from itertools import count
 
 import pytest
 from fake_web import Fault
@@ -138,3 +144,68 @@ def test_zoo_and_checkpoint_are_read_from_the_hub(hub, run, tmp_path):
     assert (ran.json["checkpoints"], ran.json["index"]) == (3, "zoo-index/index.parquet")
     ran = run("inspect", "hf://owner/net/model.safetensors", "--json")
     assert ran.json["parameters"] == 44
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_download_that_was_killed_goes_on_where_it_was(hub, web, tmp_path, end):
+    web.files["/far.zip"] = DATA
+    web.faults += [Fault("GET", cut=20000, hang=True)]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "c")}
+    command = [sys.executable, "-m", "qemcli", "download", f"{web.url}/far.zip", "--dest", "d"]
+    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    part = tmp_path / "d" / ".far.zip.part"
+    wait = threading.Event().wait  # time.sleep is the fixture's
+    for tries in count():
+        if part.is_file() and part.stat().st_size == 20000:
+            break
+        assert tries < 3000
+        wait(0.02)
+    first.send_signal(end)
+    said = first.communicate()[1].decode()
+    assert first.returncode == (-9 if end == signal.SIGKILL else 130)
+    assert end == signal.SIGKILL or "go on with: qem download" in said
+    assert not (tmp_path / "d" / "far.zip").exists()
+    assert subprocess.run(command, cwd=tmp_path, env=environment, check=False).returncode == 0
+    assert web.asked[-1].headers["range"] == "bytes=20000-"
+    assert (tmp_path / "d" / "far.zip").read_bytes() == DATA
+
+
+def test_real_process_fetches_from_the_hub_and_then_offline(hub, tmp_path):
+    hub.add("owner/name", FILES)
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(tmp_path / "c"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONWARNINGS": "error",
+    }
+    command = [sys.executable, "-m", "qemcli", "download", "hf://owner/name", "--json"]
+    shown = []
+    for offline in ("0", "1"):
+        environment["HF_HUB_OFFLINE"] = offline
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert "hf_secret" not in ran.stderr + ran.stdout
+        shown.append(json.loads(ran.stdout)["path"])
+        asked = len(hub.web.asked)
+    assert shown[0] == shown[1]
+    assert asked == len(hub.web.asked)
+
+
+def test_archive_that_was_downloaded_is_the_zoo(hub, web, run, tmp_path):
+    from qemcli.zoos.resolve import locate
+
+    web.files["/far.npz"] = DATA
+    assert run("download", f"{web.url}/far.npz").code == 0
+    assert locate("far").name == "far.npz"
+    (tmp_path / "far" / "index.parquet").write_bytes(b"")
+    assert locate("far").name == "far"
+
+
+def test_twins_for_other_libraries_are_not_fetched(hub, tmp_path):
+    from qemcli.zoos.resolve import locate
+
+    hub.add("owner/net", {**FILES, "pytorch_model.bin": b"same", "onnx/model.onnx": b"same"})
+    folder = locate("hf://owner/net")
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert found == set(FILES)
+    assert locate("hf://owner/net/pytorch_model.bin").read_bytes() == b"same"

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 ORDER = (
     "predict", "evaluate", "classify", "edit", "render", "train", "compare", "verify-invariance",
     "augment", "canonicalize", "align", "equal", "duplicates", "inspect", "index", "download",
-    "build", "zoos", "models", "report",
+    "push", "build", "zoos", "models", "report",
 )  # fmt: skip
 
 

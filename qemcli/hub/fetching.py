@@ -21,7 +21,7 @@ from typing import Any
 from qemcli.errors import EnvironmentFailure, InputError
 from qemcli.hub import repository
 from qemcli.hub.reference import Reference
-from qemcli.hub.repository import File, Passing, Tree, told
+from qemcli.hub.repository import File, Passing, Tree, quiet, told
 
 THREADS = 8
 PAUSES = (2, 8)  # seconds before a file is asked for again
@@ -158,7 +158,7 @@ def fetch_files(
 
 def _all(fetcher: Fetcher, files: Sequence[File]) -> None:
     """Every file, some at a time; the first failure ends the others at their next piece."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with quiet(), ThreadPoolExecutor(THREADS) as pool:
         try:
             for done in as_completed([pool.submit(fetcher.one, file) for file in files]):
                 done.result()

@@ -7,6 +7,7 @@ addresses, are replaced by ours.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,12 +139,11 @@ def check_inside(path: str, where: str) -> None:
 def told(ref: Reference) -> Iterator[None]:
     """Turn what the client raises into one line and what to do next; a full disk stays itself."""
     from httpx2 import HTTPError
-    from huggingface_hub import errors, utils
+    from huggingface_hub import errors
 
-    shown = utils.logging.get_verbosity()
-    utils.logging.set_verbosity_error()
     try:
-        yield
+        with quiet():
+            yield
     except (
         HTTPError,
         OSError,
@@ -157,8 +157,23 @@ def told(ref: Reference) -> Iterator[None]:
         if not isinstance(error.__cause__, (HTTPError, OSError)):
             raise
         raise _retold(ref, error.__cause__) from None  # what became of one file of a commit
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the client's own warnings, which name signed addresses; threads are as quiet as the
+    block that waits for them."""
+    from huggingface_hub.utils import logging
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    shown = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
-        utils.logging.set_verbosity(shown)
+        logging.set_verbosity(shown)
 
 
 def _retold(ref: Reference, error: Exception) -> Exception:

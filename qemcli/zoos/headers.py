@@ -23,7 +23,7 @@ from qemcli.hub import fetching
 from qemcli.hub.fetching import PAUSES, THREADS, Copy
 from qemcli.hub.ranges import reader
 from qemcli.hub.reference import PREFIX, Reference
-from qemcli.hub.repository import File, Passing
+from qemcli.hub.repository import File, Passing, quiet
 from qemcli.spaces import WeightSpace, opaque
 from qemcli.zoos import tables
 from qemcli.zoos.layouts import folder as folders
@@ -117,7 +117,7 @@ class Headers:
             target = root / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((small / file.path).read_bytes())
-        with ThreadPoolExecutor(THREADS) as pool:
+        with quiet(), ThreadPoolExecutor(THREADS) as pool:
             tasks = {pool.submit(self._lay, root, file): file for file in self.headed}
             try:
                 for task in as_completed(tasks):

@@ -76,11 +76,20 @@ def read(folder: Path) -> Receipt | None:
         return None
 
 
-def refuse_unfinished(folder: Path) -> None:
-    """InputError where a folder holds a download that was cut off: half a zoo never looks whole."""
-    found = read(folder) if folder.is_dir() else None
-    if found is not None and not found.complete:
+def content(path: Path) -> Path:
+    """What a folder holds that `qem download` has made: its one file, an archive, or itself; any
+    other path is itself.
+
+    InputError for a download that was cut off: half a zoo never looks whole.
+    """
+    found = read(path) if path.is_dir() else None
+    if found is None:
+        return path
+    if not found.complete:
         raise InputError(
-            f"{folder}: a download that was cut off",
-            f"go on with: qem download {found.source} --dest {folder}",
+            f"{path}: a download that was cut off",
+            f"go on with: qem download {found.source} --dest {path}",
         )
+    beside = [p for p in path.iterdir() if p.name != NAME and not p.name.startswith(".")]
+    alone = len(beside) == 1 and beside[0].is_file() and list(found.files) == [beside[0].name]
+    return beside[0] if alone else path

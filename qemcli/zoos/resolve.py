@@ -7,12 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qemcli.errors import InputError, UsageError
-from qemcli.hub.fetching import fetch
+from qemcli.hub.fetching import fetch, look
 from qemcli.hub.reference import PREFIX, Reference
 from qemcli.registry import suggest
 from qemcli.shipped import shipped
 from qemcli.zoos.published import published
-from qemcli.zoos.receipt import refuse_unfinished
+from qemcli.zoos.receipt import content
+
+# The same weights once more, for other libraries, where a repository has them as safetensors.
+TWINS = (
+    "*.msgpack", "*.ot", "*.tflite", "*.onnx", "*.onnx_data", "*.gguf", "*tf_model*.h5",
+    "*pytorch_model*.bin",
+)  # fmt: skip
 
 
 def resolve(
@@ -60,12 +66,10 @@ def locate(given: str | Path) -> Path:
     """The path of a path, of a zoo's name, or of hf://[datasets/]owner/name[@revision][/path]."""
     text = str(given)
     if text.startswith(PREFIX):
-        ref = Reference.parse(text)
-        return fetch(ref) / ref.path
+        return _fetched(Reference.parse(text))
     path = Path(given)
     if path.exists():
-        refuse_unfinished(path)
-        return path
+        return content(path)
     if (shipped("zoos") / text / "index.parquet").is_file() and "/" not in text:
         return shipped("zoos") / text
     if text in published():
@@ -73,3 +77,12 @@ def locate(given: str | Path) -> Path:
     names = [folder.name for folder in embedded()]
     hint = suggest(text, names) if names else "give a folder, an index.parquet or a checkpoint"
     raise UsageError(f"{text}: no such file, folder or zoo", hint)
+
+
+def _fetched(ref: Reference) -> Path:
+    """What a reference names, fetched and checked."""
+    copy = look(ref)
+    named = any(file.path == ref.path for file in copy.tree.files)
+    headed = any(file.path.endswith(".safetensors") for file in copy.tree.files)
+    exclude = TWINS if headed and not named else ()
+    return fetch(ref, exclude=exclude, copy=copy) / ref.path
