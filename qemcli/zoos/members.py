@@ -22,8 +22,10 @@ from typing import Any, NamedTuple, TypeAlias
 from qemcli.checkpoints import peek
 from qemcli.errors import InputError
 from qemcli.formats._alike import BROKEN
+from qemcli.zoos import unpacking
 
 LARGEST = 16 << 20  # bytes of a member: an INR has some thousand numbers
+RATIO = 200  # a larger member may not unpack to more than so many times its bytes
 HEAD = 1 << 16  # bytes searched for the first names of a zip whose directory is lost
 AGAIN = "download it again"
 _ENCRYPTED, _STORED, _DEFLATED = 1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -49,8 +51,8 @@ def repository(root: Path) -> Path:
 class Folder:
     """The files below a folder; a link that leaves it is not followed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, largest: int = LARGEST) -> None:
+        self.path, self.largest = path, largest
         self.inside = os.path.realpath(repository(path))
 
     def members(self) -> Iterator[Member]:
@@ -68,7 +70,8 @@ class Folder:
             follow = item.is_symlink() and self._holds(os.path.realpath(item.path))
             status = item.stat(follow_symlinks=follow)
             regular = stat.S_ISREG(status.st_mode)
-            yield Member(name, status.st_size, reason=_reason(name, status.st_size, regular))
+            reason = _reason(name, status.st_size, regular, self.largest)
+            yield Member(name, status.st_size, reason=reason)
 
     def _holds(self, target: str) -> bool:
         return os.path.commonpath([target, self.inside]) == self.inside and os.path.isfile(target)
@@ -90,8 +93,8 @@ class Folder:
 class Tar:
     """An uncompressed tar; a member's `offset` is that of its data."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, largest: int = LARGEST) -> None:
+        self.path, self.largest = path, largest
 
     def members(self) -> Iterator[Member]:
         """Every file, in the order of the archive; a cut is a last member with its `reason`."""
@@ -101,7 +104,7 @@ class Tar:
                 kept: Any = archive
                 while (info := archive.next()) is not None:
                     kept.members.clear()  # else a million headers stay in memory
-                    last = _of_tar(info, size)
+                    last = _of_tar(info, size, self.largest)
                     if not info.isdir():
                         yield last
         except (tarfile.TarError, *BROKEN, OSError) as error:
@@ -111,14 +114,18 @@ class Tar:
 
     def read(self, member: Member) -> bytes:
         """The member's bytes; InputError where the archive has become shorter."""
-        return _slice(self.path, member.offset, member.size)
+        return _slice(self.path, member.offset, member.size, self.largest)
+
+    def begin(self, member: Member) -> int:
+        """Where the member's bytes lie in the archive."""
+        return member.offset
 
 
 class Zip:
     """A zip, stored or deflated; a member's `offset` is that of its local header."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, largest: int = LARGEST) -> None:
+        self.path, self.largest = path, largest
 
     def members(self) -> Iterator[Member]:
         """Every file of the directory at the archive's end; InputError where that is missing."""
@@ -129,15 +136,12 @@ class Zip:
                 f"end is missing ({self.path.stat().st_size} bytes)",
                 AGAIN,
             )
-        return (_of_zip(info) for info in infos if not info.is_dir())
+        return (_of_zip(info, self.largest) for info in infos if not info.is_dir())
 
     def read(self, member: Member) -> bytes:
         """The member's bytes, never more than it claims; InputError where they are damaged."""
-        head = _slice(self.path, member.offset, 30)
-        magic, _, _, method, _, _, crc, _, _, name, extra = struct.unpack("<4s5H3I2H", head)
-        if magic != b"PK\x03\x04" or method not in (_STORED, _DEFLATED):
-            raise InputError("the archive has changed since it was listed", "index the zoo again")
-        data = _slice(self.path, member.offset + 30 + name + extra, member.packed)
+        begin, method, crc = self._local(member)
+        data = _slice(self.path, begin, member.packed, self.largest)
         if method == _DEFLATED:
             unpacker = zlib.decompressobj(-15)
             try:
@@ -148,22 +152,42 @@ class Zip:
             raise InputError("its bytes in the archive are damaged (checksum)", AGAIN)
         return data
 
+    def begin(self, member: Member) -> int:
+        """Where the member's bytes lie in the archive; InputError where they are compressed."""
+        begin, method, _ = self._local(member)
+        if method != _STORED:
+            raise InputError(f"{self.path}: '{member.name}' is compressed", "extract the archive")
+        return begin
+
+    def _local(self, member: Member) -> tuple[int, int, int]:
+        """(begin of the data, method, checksum) by the member's local header."""
+        head = _slice(self.path, member.offset, 30, self.largest)
+        magic, _, _, method, _, _, crc, _, _, name, extra = struct.unpack("<4s5H3I2H", head)
+        if magic != b"PK\x03\x04" or method not in (_STORED, _DEFLATED):
+            raise InputError("the archive has changed since it was listed", "index the zoo again")
+        return member.offset + 30 + name + extra, method, crc
+
 
 Tree: TypeAlias = Folder | Tar | Zip
 
 
-def tree(path: Path) -> Tree | None:
-    """What lies at `path`, by its first bytes; None for a file that is no archive."""
+def tree(path: Path, largest: int = LARGEST) -> Tree | None:
+    """What lies at `path`, by its first bytes; None for a file that is no archive. A compressed
+    tar is unpacked once, see unpacking.py; members above `largest` bytes are not read."""
     if path.is_dir():
-        return Folder(path)
+        return Folder(path, largest)
     head = peek(path)
     if head[257:262] == b"ustar":
-        return Tar(path)
-    return Zip(path) if head[:4] in (b"PK\x03\x04", b"PK\x05\x06") else None
+        return Tar(path, largest)
+    if unpacking.packed(path):
+        return Tar(unpacking.unpacked(path), largest)
+    return Zip(path, largest) if head[:4] in (b"PK\x03\x04", b"PK\x05\x06") else None
 
 
 def first_names(path: Path, count: int = 256) -> list[str]:
     """The names of the first files, to tell a layout by; those at the head of a broken zip too."""
+    if not path.is_dir() and unpacking.packed(path):
+        return unpacking.first_names(path, count)
     found = tree(path)
     if found is None:
         return []
@@ -201,41 +225,43 @@ def _outside(name: str) -> bool:
     return name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]
 
 
-def _reason(name: str, size: int, regular: bool) -> str | None:
+def _reason(name: str, size: int, regular: bool, largest: int) -> str | None:
     """Why such a member is not read, or None."""
     if _outside(name) or "\0" in name:
         return "its name points out of the archive"
     if not regular:
         return "not a regular file (a link, pipe or device), which is not followed"
-    if size > LARGEST:
-        return f"claims {size} bytes: too large for an INR (at most {LARGEST})"
+    if size > largest:
+        return f"claims {size} bytes: too large (at most {largest} are read)"
     return None
 
 
-def _of_tar(info: tarfile.TarInfo, total: int) -> Member:
+def _of_tar(info: tarfile.TarInfo, total: int, largest: int) -> Member:
     name = info.name.removeprefix("./")
-    reason = _reason(name, info.size, info.isreg() and not info.issparse())
+    reason = _reason(name, info.size, info.isreg() and not info.issparse(), largest)
     if reason is None and info.offset_data + info.size > total:
         reason = "the archive is cut short within it"
     return Member(name, info.size, info.offset_data, info.size, reason)
 
 
-def _of_zip(info: zipfile.ZipInfo) -> Member:
+def _of_zip(info: zipfile.ZipInfo, largest: int) -> Member:
     kind = info.external_attr >> 16
     regular = not stat.S_IFMT(kind) or stat.S_ISREG(kind)
-    reason = _reason(info.filename, info.file_size, regular)
+    reason = _reason(info.filename, info.file_size, regular, largest)
     if reason is None and info.flag_bits & _ENCRYPTED:
         reason = "it is encrypted"
     if reason is None and info.compress_type not in (_STORED, _DEFLATED):
         reason = f"compressed by a method that qem does not read ({info.compress_type})"
-    if reason is None and info.compress_size > LARGEST:
-        reason = f"takes {info.compress_size} bytes: too large for an INR"
+    if reason is None and info.compress_size > largest:
+        reason = f"takes {info.compress_size} bytes: too large"
+    if reason is None and info.file_size > max(LARGEST, RATIO * info.compress_size):
+        reason = f"unpacks to {info.file_size} bytes from {info.compress_size}: a zip bomb"
     return Member(info.filename, info.file_size, info.header_offset, info.compress_size, reason)
 
 
-def _slice(path: Path, offset: int, size: int) -> bytes:
+def _slice(path: Path, offset: int, size: int, largest: int) -> bytes:
     """Bytes of a file; InputError where it has fewer."""
-    if not 0 <= size <= LARGEST or offset < 0:
+    if not 0 <= size <= largest or offset < 0:
         raise InputError("its place in the archive is not sound", "index the zoo again")
     try:
         with io.FileIO(path) as file:
