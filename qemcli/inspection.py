@@ -13,7 +13,7 @@ from qemcli import groups
 from qemcli.checkpoints import Checkpoint, open_checkpoint
 from qemcli.errors import QemError
 from qemcli.recognition import stated
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import Chain, Transformer, WeightSpace
 from qemcli.zoos.statistics import digests, ties
 
 SMALL = 0.3  # sd times sqrt(inputs) of hidden weights: a SIREN's .05 to .1, nn.Linear's .58
@@ -42,6 +42,7 @@ def describe(
         "widths": list(space.widths),
         "activation": space.activation,
         "activation_source": _source(space, activation, w0 is not None),
+        **_attention(space),
         "groups": groups.applicable(space),
         "refused": {name: reason for name, reason in refused.items() if reason},
         "parameters": space.size,
@@ -57,6 +58,23 @@ def describe(
         "skipped": [{"tensor": name, "reason": reason} for name, reason in space.skipped],
         "space": json.loads(space.to_json()),
         **({"hint": hint} if hint else {}),
+    }
+
+
+def _attention(space: WeightSpace) -> dict[str, Any]:
+    """What there is to say of a transformer alone."""
+    if not isinstance(space, Transformer):
+        return {}
+    groups_, queries, per, values = space.heads[0]
+    rotary = space.rotary
+    return {
+        "blocks": len(space.blocks),
+        "heads": groups_ * queries,
+        "key_value_heads": groups_,
+        "head_sizes": [per, values],
+        "norm": f"{space.norm}, {space.placement}",
+        "rotary": f"{rotary.pairing}, {rotary.dims} of {per}" if rotary.dims else "none",
+        "tied": space.tied,
     }
 
 

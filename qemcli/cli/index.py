@@ -87,6 +87,8 @@ def index(
     with sink.progress("indexing", plan.total) as advance:
         summary = write_index(plan, workers, advance, strict)
     failed = summary.pop("failed")
+    for reason, count in summary.get("only_listed", {}).items():
+        sink.note(f"listed without being understood: {count} ({reason})")
     if "labels" in summary:
         sink.note(met(summary["labels"]))
     if balanced:

@@ -70,8 +70,8 @@ def _heads(family: Family, config: Config) -> int:
     heads = stated if stated is not None else config.heads
     if heads is None:
         raise InputError(
-            f"a {family.name} network: no tensor says how many heads its attention has",
-            "pass --heads, or give the directory with its config.json",
+            f"a {family.name} network: no tensor says how many heads its attention has (--heads)",
+            "pass --heads N, or give the directory with its config.json",
         )
     return heads
 
