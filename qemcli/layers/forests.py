@@ -223,8 +223,15 @@ class Grown(Metanetwork):
 
 def below(threshold: np.ndarray) -> np.ndarray:
     """The largest float32 at most each float64 threshold, so that x <= it says the same of every
-    float32 x; no denormal, for those are read as zero."""
+    float32 x; no denormal, for those are read as zero. It needs no denormal to say so."""
+    tiny = np.finfo(np.float32).tiny
     found = threshold.astype(np.float32)
     found = np.where(found > threshold, np.nextafter(found, np.float32(-np.inf)), found)
-    tiny = np.finfo(np.float32).tiny
-    return np.where(np.abs(found) >= tiny, found, np.where(found < 0, -tiny, np.float32(0)))
+    edge = np.where(threshold < 0, -tiny, np.float32(0))
+    return np.where(np.abs(threshold) < tiny, edge, found)
+
+
+def strictly_below(threshold: np.ndarray) -> np.ndarray:
+    """As `below`, of float32 thresholds, so that x <= it says x < threshold."""
+    exact, tiny = threshold.astype(np.float64), float(np.finfo(np.float32).tiny)
+    return below(np.where(np.abs(exact) < tiny, -tiny / 2, np.nextafter(exact, -np.inf)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qemcli.errors import EnvironmentFailure
-from qemcli.layers.forests import Examples, Tree, below
+from qemcli.layers.forests import Examples, Tree, below, strictly_below
 
 
 def _library(name: str) -> Any:
@@ -62,10 +62,9 @@ def _from_xgboost(tree: dict[str, Any]) -> Tree:
     left, right = (np.array(tree[f"{side}_children"]) for side in ("left", "right"))
     leaf, own = left < 0, np.arange(len(left))
     number = np.array(tree["split_conditions"], dtype=np.float32)
-    strict = below(np.nextafter(number, np.float32(-np.inf)))  # it asks x < t, and we x <= t
     return Tree(
         np.where(leaf, 0, np.array(tree["split_indices"])),
-        np.where(leaf, number, strict),
+        np.where(leaf, number, strictly_below(number)),
         np.where(leaf, own, left),
         np.where(leaf, own, right),
     )

@@ -131,9 +131,7 @@ def test_what_cannot_be_grown_is_said() -> None:
         small("xgboost", "exact").build(SPACE)
 
 
-def test_train_evaluate_verify_and_compare_from_the_command_line(
-    run, tmp_path: Path, monkeypatch
-) -> None:
+def test_train_evaluate_and_verify_from_the_command_line(run, tmp_path: Path, monkeypatch) -> None:
     # Intervals are tested where they are made, and take seconds.
     monkeypatch.setattr("qemcli.evaluation.interval", lambda *asked: (0.0, 1.0))
     flat, _ = networks()
@@ -151,9 +149,3 @@ def test_train_evaluate_verify_and_compare_from_the_command_line(
     call = ["verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", 3, "-q"]
     assert run(*call).code == 0
     assert run(*call, "--twin").code == 1
-    plan = tmp_path / "compare.toml"
-    designs = [f"[[design]]\n{text}{config}", f'[[design]]\narchitecture = "xgboost"\n{config}']
-    plan.write_text("seeds = [0]\nranges = [[1, 10]]\n" + "\n".join(designs))
-    rows = run("compare", plan, "--zoo", zoo, "--out", tmp_path / "c", "--workers", 1, "--json")
-    assert [row["design"].split()[0] for row in rows.json["rows"]] == ["random_forest", "xgboost"]
-    assert rows.json["rows"][0]["invariance_error"] < 1e-10
