@@ -76,6 +76,7 @@ class Checkpoint:
             raise UnsupportedError(
                 f"{self.path}: {self.refusal}", "qem index lists it all the same"
             )
+        self._refuse_packed()
         try:
             space = recognition.infer(
                 self.weights(), self.metadata, activation, self.ordered, heads
@@ -83,6 +84,16 @@ class Checkpoint:
         except InputError as error:
             raise type(error)(f"{self.path}: {error.message}", error.hint) from None
         return recognition.with_skipped(space, self.others())
+
+    def _refuse_packed(self) -> None:
+        """UnsupportedError where most numbers are whole: what floats there are then scale them."""
+        sizes = {n: math.prod(s) for n, s in self.shapes.items()}
+        whole = [n for n, d in self.dtypes.items() if "int" in d and len(self.shapes[n]) > 1]
+        if sum(sizes[n] for n in whole) > sum(sizes[n] for n in sizes if self.dtypes[n] in FLOATS):
+            raise UnsupportedError(
+                f"{self.path}: its weights are whole numbers ('{whole[0]}'): it is quantised",
+                "give the original, which was not",
+            )
 
     def listed(self, activation: str | None = None, heads: int | None = None) -> WeightSpace:
         """The weight space; `Opaque`, with the reason, where the file is sound but no space fits.

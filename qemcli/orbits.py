@@ -142,7 +142,9 @@ def _written(
             block += 1
             advance(int(good.sum()))
     if not block:
-        raise UnsupportedError(refused) if refused else InputError(f"{zoo.path}: nothing to move")
+        why = f": {failed[0]['reason']}" if failed else ""
+        nothing = InputError(f"{zoo.path}: nothing to move{why}")
+        raise UnsupportedError(refused) if refused else nothing
     return block, failed
 
 
