@@ -56,6 +56,7 @@ class Comparison:
 
     zoo: str | None = None
     where: str | None = None
+    splits: str | None = None
     task: str = "generalization"
     seeds: tuple[int, ...] = (0, 1, 2)
     reference: str = ""

@@ -65,7 +65,10 @@ def collect(
     """Every labelled network of the recipe's zoos, split by run; rows of the test split also by
     `test_where`."""
     names: list[str | None] = list(zoos or recipe.zoos) or [None]
-    opened = [open_zoo(name, say, where=recipe.where, activation=activation) for name in names]
+    opened = [
+        open_zoo(name, say, where=recipe.where, activation=activation, splits=recipe.splits)
+        for name in names
+    ]
     task = registry.load("tasks", recipe.task)
     sample = gather(opened, task, activation, recipe.design.edit)
     if recipe.design.balanced and sample.space.activation is None:

@@ -25,6 +25,7 @@ class Recipe:
     Attributes:
         zoos: names or paths of the zoos whose networks are learned from.
         where: a filter over their indexes, on every split.
+        splits: the column of their indexes that says the parts, where it is not `split`.
         test_where: one more for the networks that the test score speaks of.
         task, design, schedule, seed: see Design and Schedule.
     """
@@ -32,6 +33,7 @@ class Recipe:
     zoos: tuple[str, ...] = ()
     where: str | None = None
     test_where: str | None = None
+    splits: str | None = None
     task: str = "generalization"
     design: Design = Design("statnn", "balanced")
     schedule: Schedule = Schedule()
@@ -75,7 +77,8 @@ def find(name: str, kind: str, file: str) -> Path:
 def load(path: Path) -> Recipe:
     """Read a training recipe; UsageError names what is wrong and what was probably meant."""
     document = read_toml(path)
-    known = {"zoo", "zoos", "where", "test_where", "task", "edit", "architecture", "quasi", "seed"}
+    plain = {"where", "test_where", "splits", "task", "seed"}
+    known = plain | {"zoo", "zoos", "edit", "architecture", "quasi"}
     for key in document:
         if key not in known | {"config", "schedule"}:
             raise UsageError(
@@ -89,8 +92,8 @@ def load(path: Path) -> Recipe:
     )
     try:
         schedule = Schedule(**fields(Schedule, document.get("schedule", {}), f"{path} [schedule]"))
-        plain = {k: document[k] for k in ("where", "test_where", "task", "seed") if k in document}
-        return Recipe(zoos=tuple(zoos), design=design, schedule=schedule, source=document, **plain)
+        given = {key: document[key] for key in plain & set(document)}
+        return Recipe(zoos=tuple(zoos), design=design, schedule=schedule, source=document, **given)
     except TypeError as error:
         raise UsageError(f"{path}: {error}") from None
 

@@ -43,7 +43,7 @@ def compare(
 
     sink = Sink(json, quiet, verbose)
     plan = comparison.load(recipes.find(recipe, "comparison", "compare.toml"))
-    opened = open_zoo(zoo or plan.zoo, sink.note, where=plan.where)
+    opened = open_zoo(zoo or plan.zoo, sink.note, where=plan.where, splits=plan.splits)
     gathered = gather([opened], load("tasks", plan.task), edit=plan.edit)
     sample = with_split(gathered, 0, sink.note)
     total = len(list(comparison.trials(plan)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from qemcli.errors import InputError
+from qemcli.errors import InputError, UsageError
 from qemcli.recognition import stated
 from qemcli.zoos.resolve import resolve
 from qemcli.zoos.zoo import Zoo
@@ -20,8 +20,10 @@ def open_zoo(
     activation: str | None = None,
     strict: bool = False,
     ships: str | None = None,
+    splits: str | None = None,
 ) -> Zoo:
-    """The zoo, filtered; `ships` names the embedded one that is taken where nothing else is there.
+    """The zoo, filtered; `ships` names the embedded one that is taken where nothing else is there,
+    `splits` the column of the index that says the parts, and which rows are of any.
 
     Raises InputError where nothing usable is left, or, `strict`, at the first failure.
     """
@@ -30,6 +32,8 @@ def open_zoo(
     if strict and zoo.failures:
         first = zoo.failures[0]
         raise InputError(f"{first['checkpoint']}: {first['reason']}")
+    if splits is not None:
+        zoo = _split_by(zoo, splits)
     if where:
         zoo = zoo.where(where)
         if not len(zoo):
@@ -39,6 +43,18 @@ def open_zoo(
     if not len(zoo):
         raise InputError(f"{path}: no usable checkpoint{_why(zoo)}")
     return zoo
+
+
+def _split_by(zoo: Zoo, column: str) -> Zoo:
+    """The zoo with another column as its `split`; rows of no part are left out."""
+    index = zoo.index
+    parts = set(index[column].dropna()) if column in index else set()
+    if not parts or not parts <= {"train", "val", "test"}:
+        raise UsageError(
+            f"{zoo.path}: no column '{column}' of train, val and test",
+            f"its columns: {', '.join(c for c in index if not c.startswith('stat.'))}",
+        )
+    return replace(zoo, index=index.assign(split=index[column])).take(index[column].notna())
 
 
 def as_sirens(zoo: Zoo, w0: float | None = None, convention: str | None = None) -> Zoo:

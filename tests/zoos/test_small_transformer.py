@@ -16,6 +16,7 @@ from qemcli.errors import InputError, UsageError
 from qemcli.spaces import Transformer, small_transformer
 from qemcli.zoos.indexing import index
 from qemcli.zoos.layouts.small_transformer import BEST, splits
+from qemcli.zoos.opening import open_zoo
 from qemcli.zoos.zoo import Zoo, layout_of
 
 MNIST = small_transformer(6, 2, 7, 2, 10, (1, 4))
@@ -154,6 +155,16 @@ def test_index_keeps_labels_and_reads_from_the_archive(tmp_path: Path) -> None:
     (space, flat, _), *_ = zoo.load()
     assert isinstance(space, Transformer)
     assert flat.shape == (12, MNIST.size)
+
+
+def test_a_recipe_takes_the_published_split(tmp_path: Path) -> None:
+    path = lay(tmp_path / "z.zip", files("mnist", MNIST))
+    zoo = open_zoo(path, splits="published")
+    assert set(zoo.index["ckpt_epoch"]) == {"75"}
+    assert zoo.index["split"].tolist() == zoo.index["published"].tolist()
+    assert len(open_zoo(path).index) == 36
+    with pytest.raises(UsageError, match="no column 'run' of train, val and test"):
+        open_zoo(path, splits="run")
 
 
 def table(count: int) -> pandas.DataFrame:
