@@ -214,11 +214,13 @@ class Plan:
         return {**self.summary(rows), "path": str(folders[0])}
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Files and bytes; unknown sizes count as none."""
+        """Files, bytes, and how many of them nobody publishes a checksum of; unknown sizes count as
+        none."""
         return {
             "source": [part.pinned for part in self.parts],
             "files": len(rows),
             "bytes": sum(row["size"] or 0 for row in rows),
+            "unchecked": sum(row["checksum"] is None for row in rows),
         }
 
 

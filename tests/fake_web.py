@@ -107,6 +107,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     web: Web
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left: part of the tests."""
+
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""

@@ -60,5 +60,7 @@ def download(
     if not dry_run:
         with sink.transfer("downloading", summary["bytes"] or None) as advance:
             summary = plan.fetch(advance)
-        sink.note(f"{summary['files']} files, all there and checked, in {summary['path']}")
+        sink.note(f"whole and checked: {summary['files']} files in {summary['path']}")
+        if summary["unchecked"]:
+            sink.warn(f"{summary['unchecked']} by length alone: nobody publishes their checksums")
     sink.answer(Answer(rows if dry_run or json else [], summary))

@@ -29,6 +29,8 @@ def _row(folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"name": folder.name, "embedded": False, **front_matter(folder)}
     if (folder / "recipe.toml").is_file():
         row["recipe"] = f"qem build {folder.name}"
+    if "download" in row:
+        row.setdefault("recipe", f"qem download {folder.name}")
     row["size"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if (folder / "index.parquet").is_file():
         row |= {"embedded": True, **_counted(folder)}
