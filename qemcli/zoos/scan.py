@@ -40,6 +40,7 @@ _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 LABELS = (
     "test_accuracy", "test_loss", "train_accuracy", "train_loss", "val_accuracy", "val_loss",
     "seed", "step", "epoch", "run", "split", "final", "label", "image", "psnr", "steps",
+    "imagenet_class_id", "dataset_chosen_targets",  # of Model-J, in the headers of its networks
 )  # fmt: skip
 
 

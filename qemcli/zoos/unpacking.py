@@ -75,6 +75,8 @@ def first_names(path: Path, count: int) -> list[str]:
             while len(names) < count and (info := archive.next()) is not None:
                 if not info.isdir():
                     names.append(info.name.removeprefix("./"))
+                if info.size > MAX_FREE:
+                    break  # what comes after it is behind too much to unpack for a look
     except _BROKEN:
         return names  # who reads the archive says what is wrong with it
     return names

@@ -172,7 +172,7 @@ def layout_of(path: Path) -> str:
     raise UsageError(f"{path}: neither a zoo nor a checkpoint")
 
 
-def _rank(layout: str) -> tuple[bool, bool, str]:
-    """An index goes before what it was made from; a plain folder is asked last: every zoo lies in
-    one."""
-    return layout in ("folder", "single"), layout != "indexed", layout
+def _rank(layout: str) -> tuple[bool, bool, bool, str]:
+    """An index goes before what it was made from; a plain archive and a plain folder are asked
+    last: every zoo lies in one."""
+    return layout in ("folder", "single"), layout == "archive", layout != "indexed", layout

@@ -144,7 +144,7 @@ def test_ray_tune_tree_is_read_as_published(tmp_path, monkeypatch, kind, padded)
         assert isinstance(space, Chain)
         assert space.widths == (1, 4, 3, 2, 6, 10)
         assert "sign" not in applicable(space)  # tanh behind a maximum
-        for row, i in zip(flat, positions, strict=True):
+        for row, i in zip(flat, positions.tolist(), strict=True):
             found[i] = row
     for i in range(9):
         expected = cnn_s(100 * (i // 3) + EPOCHS[i % 3], dropout=i // 3 == 1)
@@ -255,7 +255,7 @@ def test_wild_park_is_read_without_its_authors_classes(tmp_path, monkeypatch, ki
         np.testing.assert_allclose(table["test_accuracy"], [0.31, 0.32, 0.41, 0.42, 0.51, 0.52])
     kinds = {}
     for space, flat, positions in zoo.load():
-        for row, i in zip(flat, positions, strict=True):
+        for row, i in zip(flat, positions.tolist(), strict=True):
             kinds[i] = space
             expected = park_state(10 * (i // 2) + (10, 20)[i % 2], list(NETS.values())[i // 2][0])
             w = space.unflatten(row[None])

@@ -3,6 +3,8 @@ conventions against their literal recipes."""
 
 import gzip
 import random
+import tarfile
+import zipfile
 
 import numpy as np
 import pandas
@@ -218,3 +220,29 @@ def test_index_of_it_is_read_through_the_array(tmp_path):
     )
     for (_, a, _), (_, b, _) in zip(own.load(), again.load(), strict=True):
         assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.xz", "zip"])
+def test_archive_is_read_in_place(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("QEM_CACHE", str(tmp_path / "cache"))
+    weights = write(tmp_path / "mnist", 2)
+    path = tmp_path / f"mnist.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in (tmp_path / "mnist").iterdir():
+                archive.write(file, f"mnist/{file.name}")
+    else:
+        with tarfile.open(path, "w:" + kind.partition(".")[2]) as archive:
+            archive.add(tmp_path / "mnist", "mnist")
+    own, packed = Zoo.open(tmp_path / "mnist"), Zoo.open(path)
+    assert (packed.layout, packed.name) == ("small_cnn", "mnist")
+    assert packed.index.equals(own.index)
+    for (_, a, _), (_, b, _) in zip(own.load(), packed.load(), strict=True):
+        assert torch.equal(a, b)
+    assert float(next(packed.load(rows=[4]))[1].max()) == weights[4].max()
+    assert index(path, out=tmp_path / "out")["checkpoints"] == 18
+    if kind != "tar.xz":
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"'shape': (18, 4970)", b"'shape': (99, 4970)"))
+        with pytest.raises(InputError, match=r"cut short or damaged"):
+            Zoo.open(path)

@@ -113,7 +113,7 @@ def _source(file: Path, table: pandas.DataFrame, meta: dict[str, Any]) -> source
     if "offset" in table:
         return sources.members(root)
     if "begins" in table:
-        return networks(root)
+        return getattr(registry.load("zoos.layouts", layout), "source", networks)(root)
     if layout in ("folder", "single", "indexed"):
         return sources.files(root)
     return registry.load("zoos.layouts", layout).open(root).source

@@ -1,5 +1,5 @@
 """The Small CNN Zoo (Unterthiner et al. 2020, arXiv:2002.11448), byte for byte: weights.npy,
-metrics.csv(.gz), layout.csv.
+metrics.csv(.gz), layout.csv, in a folder or in the .tar.xz itself.
 
 Rows of weights.npy hold each layer's bias before its kernel, kernels as (height, width, in, out)
 and (in, out); `order` carries them to torch's. Convolutions have stride 2 and no padding.
@@ -11,14 +11,18 @@ import ast
 import random
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from qemcli.errors import InputError, UsageError
 from qemcli.recognition import infer, turned, turns
 from qemcli.spaces import Chain, chain_of
 from qemcli.zoos import sources
+from qemcli.zoos.members import Folder, first_names, tree
 from qemcli.zoos.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -28,12 +32,18 @@ WEIGHTS = ("weights.npy", "all_weights.npy")
 METRICS = ("metrics.csv.gz", "metrics.csv", "all_metrics.csv.gz", "all_metrics.csv")
 LAYOUT = "layout.csv"
 CONVENTIONS = ("nfn", "monomial-nfn", "scalegmn")
+README = "README.md"
+LARGEST, TABLE = 64 << 30, 1 << 30  # bytes of the weights and of a table in an archive
 LABELS = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
 
 
 def sniff(path: Path) -> bool:
-    """A folder where weights.npy and layout.csv lie side by side, or one folder further down."""
-    return path.is_dir() and _root(path) is not None
+    """A folder where weights.npy and layout.csv lie side by side, or one folder further down, or an
+    archive with one of them among its first files."""
+    if path.is_dir():
+        return _root(path) is not None
+    names = {name.rpartition("/")[2] for name in first_names(path)}
+    return bool(names & set(WEIGHTS)) and names <= {*WEIGHTS, *METRICS, LAYOUT, README}
 
 
 def _root(path: Path) -> Path | None:
@@ -48,10 +58,56 @@ def open(path: Path, activation: str | None = None, statistics: bool = False) ->
 
     Raises InputError where the three files do not belong together.
     """
+    if not path.is_dir():
+        with TemporaryDirectory(prefix="qem-") as folder:
+            return _of(path, Path(folder, path.name.partition(".")[0]), _archived(path, folder))
     root = _root(path)
     if root is None:
         raise InputError(f"{path}: no weights.npy with its layout.csv")
     weights = _weights(next(root / name for name in WEIGHTS if (root / name).is_file()))
+    return _of(path, root, weights)
+
+
+def _archived(path: Path, folder: str) -> np.ndarray:
+    """The weights, mapped where they lie in the archive; its tables are written to the folder."""
+    found = tree(path, LARGEST)
+    if found is None or isinstance(found, Folder):
+        raise InputError(f"{path}: no archive")
+    root = Path(folder, path.name.partition(".")[0])
+    root.mkdir()
+    weights: np.ndarray | None = None
+    for member in found.members():
+        base = member.name.rpartition("/")[2]
+        if member.reason is not None:
+            raise InputError(f"{path}: '{member.name}': {member.reason}", "fetch it again")
+        if base in WEIGHTS:
+            weights = _mapped(found.path, found.begin(member), member.size)
+        elif (base in METRICS or base == LAYOUT or "split" in base) and member.size < TABLE:
+            (root / base).write_bytes(found.read(member))
+    if weights is None or not (root / LAYOUT).is_file():
+        raise InputError(f"{path}: no weights.npy with its layout.csv", "fetch it again")
+    return weights
+
+
+def _mapped(archive: Path, begin: int, size: int) -> np.ndarray:
+    """The array of an npy file that lies uncompressed in an archive."""
+    try:
+        with archive.open("rb") as file:
+            file.seek(begin)
+            if npy_format.read_magic(file) != (1, 0):
+                raise ValueError("not npy version 1.0")
+            shape, turned, dtype = npy_format.read_array_header_1_0(file)
+            at = file.tell()
+        needed = at - begin + dtype.itemsize * int(np.prod(shape, dtype=object))
+        if turned or dtype.kind != "f" or len(shape) != 2 or needed != size:
+            raise ValueError(f"{shape} {dtype} in {size} bytes")
+    except (ValueError, OSError, SyntaxError, TokenError) as error:
+        raise InputError(f"{archive}: weights.npy is cut short or damaged ({error})") from None
+    return np.memmap(archive, dtype, "r", at, shape)
+
+
+def _of(path: Path, root: Path, weights: np.ndarray) -> Zoo:
+    """The zoo of these weights and the tables in `root`."""
     space, order = read_layout(root / LAYOUT)
     if len(order) != weights.shape[1]:
         raise InputError(
