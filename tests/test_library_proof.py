@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,9 +148,25 @@ def test_verify_invariance_of_a_directory(run: Callable, tmp_path: Path) -> None
     rows = {row["group"]: row for row in ran.json["rows"]}
     assert rows["general-linear"]["holds"]
     assert rows["general-linear under rotary"]["max_error"] > 1e-2
+    told = run("inspect", source)
+    assert told.code == 0
+    assert "not scale: gelu is not homogeneous" in told.out
     refused = run("verify-invariance", source, "--group", "scale")
     assert refused.code == 3
     assert "gelu is not homogeneous" in refused.err
+
+
+def test_without_the_library_a_copy_is_written_and_said_to_be_unproven(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = kit.saved(tmp_path / "source", "gpt2")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    ran = run("augment", source, "--group", "heads", "--out", "copy", "--json")
+    assert ran.code == 0
+    assert "not proven" in ran.err
+    assert "qemcli[transformers]" in ran.err
+    assert ran.json["rows"][0]["function_error"] is None
+    assert run("verify-invariance", source).code == 5
 
 
 def test_tensors_that_the_library_would_draw_are_missed(tmp_path: Path) -> None:

@@ -61,4 +61,6 @@ def inspection_answer(row: dict, json: bool) -> Answer:
     tensors = [{"tensor": n, **t} for n, t in row["tensors"].items()]
     skipped = [{"tensor": s["tensor"], "axes": f"left out: {s['reason']}"} for s in row["skipped"]]
     summary = {k: v for k, v in row.items() if k not in (*BELOW, "hint")}
+    if "blocks" in row:  # of a transformer every group has its own condition
+        summary |= {f"not {group}": reason for group, reason in row["refused"].items()}
     return Answer(tensors + skipped, summary, columns=["tensor", "axes", "shape", "dtype"])
