@@ -126,6 +126,27 @@ def test_lora_wise_is_read_by_columns(tmp_path):
     assert assert_index_agrees(tmp_path, tmp_path / "out")["checkpoints"] == 4
 
 
+def test_sane_samples_are_tokens_and_claim_nothing(tmp_path):
+    tokens = torch.arange(6 * 4.0).reshape(6, 4)
+    for part, i in (("train", 0), ("train", 1), ("test", 0)):
+        folder = tmp_path / f"dataset_torch.{part}"
+        folder.mkdir(exist_ok=True)
+        sample = {"w": tokens + i, "m": torch.ones(6, 4, dtype=torch.bool),
+                  "p": torch.zeros(6, 3, dtype=torch.int16), "test_acc": 0.5}  # fmt: skip
+        torch.save(sample, folder / f"sample_{i}.pt")
+    (tmp_path / "dataset.pt").write_bytes(pickle.dumps({"never": "opened"}))
+    zoo = Zoo.open(tmp_path)
+    assert (zoo.layout, len(zoo), zoo.failures) == ("sane", 3, [])
+    assert zoo.index["split"].tolist() == ["test", "train", "train"]
+    assert zoo.index["test_accuracy"].tolist() == [0.5] * 3
+    assert isinstance(next(iter(zoo.spaces.values())), Opaque)
+    assert "never opened" in zoo.record["left_out"][0]["reason"]
+    found = rows_of(zoo)["dataset_torch.train/sample_1.pt"]
+    assert torch.equal(found, tokens.flatten() + 1)
+    assert len(Zoo.open(tmp_path / "dataset_torch.train")) == 2
+    assert assert_index_agrees(tmp_path, tmp_path / "out")["checkpoints"] == 3
+
+
 def test_archive_of_anything_is_a_zoo(tmp_path, monkeypatch):
     monkeypatch.setenv("QEM_CACHE", str(tmp_path / "cache"))
     out = io.BytesIO()
