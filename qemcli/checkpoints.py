@@ -145,9 +145,17 @@ def _reason(dtype: str) -> str:
     return f"unsupported dtype {dtype}"
 
 
+# The format that a file of this suffix usually has is asked first; its bytes still decide.
+USUAL = {".safetensors": "safetensors", ".npy": "npy", ".npz": "npy"} | dict.fromkeys(
+    (".pt", ".pth", ".bin", ".ckpt"), "torch_file"
+)
+
+
 @functools.cache
-def _formats() -> tuple[ModuleType, ...]:
-    return tuple(registry.load("formats", name) for name in registry.names("formats"))
+def _formats(suffix: str) -> tuple[ModuleType, ...]:
+    first = ("directory", USUAL.get(suffix))  # a folder is no file of any other format
+    names = sorted(registry.names("formats"), key=lambda n: first.index(n) if n in first else 2)
+    return tuple(registry.load("formats", name) for name in names)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -159,7 +167,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         InputError: it is no checkpoint; the message says what it is and what to do.
     """
     path = Path(path)
-    for module in _formats():  # a directory's goes first, by its name
+    for module in _formats(path.suffix):
         if module.sniff(path):
             return module.open(path)
     what, hint = identify(peek(path))

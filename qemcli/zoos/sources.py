@@ -24,6 +24,7 @@ from qemcli.hub.fetching import fetch_files, look
 from qemcli.hub.reference import Reference
 from qemcli.recognition import infer
 from qemcli.spaces import Chain, Transformer, WeightSpace
+from qemcli.zoos.columns import blocks, taken
 from qemcli.zoos.members import Member, tree
 
 if TYPE_CHECKING:
@@ -173,11 +174,14 @@ def members(root: Path) -> Source:
 def matrix(weights: np.ndarray, order: np.ndarray) -> Source:
     """Rows of one (n, D) array, by the column `row`; `order` (D,) carries them to the space's
     order."""
+    parts = blocks(np.asarray(order))
 
     def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
         rows = table["row"].to_numpy()
         straight = len(rows) > 1 and (np.diff(rows) == 1).all()
         found = weights[rows[0] : rows[-1] + 1] if straight else weights[rows]
-        return np.asarray(found[:, order], dtype=np.float32), {}
+        if not parts:
+            return np.asarray(found[:, order], dtype=np.float32), {}
+        return taken(found, parts), {}
 
     return read
