@@ -158,7 +158,11 @@ def _save(
         tensors = {n: (moved[n] if n in moved else kept[n]).clone() for n in names}
         total += sum(x.numel() * x.element_size() for x in tensors.values())
         places |= dict.fromkeys(names, _renamed(file))
-        save_file(tensors, out / _renamed(file), metadata=header)
+        target = out / _renamed(file)
+        target.touch()
+        mode = target.stat().st_mode  # what the umask gives: safetensors' own is its owner's
+        save_file(tensors, target, metadata=header)
+        target.chmod(mode)
     if list(directory.files) not in ([name] for name in SINGLE):
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (out / SHARDED[0]).write_text(json.dumps(index, indent=2) + "\n")

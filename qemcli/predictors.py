@@ -189,7 +189,7 @@ class Predictor:
 
     def save(self, folder: Path) -> Path:
         """Write predictor.safetensors into `folder`, beside and renamed; returns the file."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder.mkdir(parents=True, exist_ok=True)
         record = {**dataclasses.asdict(self.design), "task": self.task, "name": self.name}
@@ -203,7 +203,7 @@ class Predictor:
         }
         beside = folder / f".{FILE}.{os.getpid()}.tmp"
         state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        save_file(state, beside, metadata=header)
+        beside.write_bytes(save(state, metadata=header))  # save_file writes for its owner alone
         os.replace(beside, folder / FILE)
         return folder / FILE
 

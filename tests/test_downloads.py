@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from itertools import count
 
 import pytest
@@ -152,7 +153,10 @@ def test_download_that_was_killed_goes_on_where_it_was(hub, web, tmp_path, end):
     web.faults += [Fault("GET", cut=20000, hang=True)]
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "c")}
     command = [sys.executable, "-m", "qemcli", "download", f"{web.url}/far.zip", "--dest", "d"]
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored in background jobs
+    first = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, preexec_fn=heard
+    )
     part = tmp_path / "d" / ".far.zip.part"
     wait = threading.Event().wait  # time.sleep is the fixture's
     for tries in count():

@@ -106,7 +106,9 @@ def _file(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def _refusal(path: Path, error: BaseException) -> InputError:
     said = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-    return InputError(f"{path}: cut short or damaged ({said})", "download or write it again")
+    return InputError(
+        f"{path}: an HDF5 file that is cut short or damaged ({said})", "download or write it again"
+    )
 
 
 def _places(file: Any, path: Path) -> Iterator[tuple[str, Any]]:

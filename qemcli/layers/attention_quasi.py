@@ -181,24 +181,36 @@ class Exact(nn.Module):
 
     def _seen(self, roles: Roles) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """(b, K, Q, features), and the powers of C_k / |S| and C_v / |R| of every head."""
-        query, key, value, out = (roles[r] for r in READ[:4])
-        key, value = key[:, :, None], value[:, :, None]
+        (query, one), (key, two), (value, three), (out, four) = (_sized(roles[r]) for r in READ[:4])
+        key, value, two, three = (x[:, :, None] for x in (key, value, two, three))
         pairs = (
-            (key.mT @ query, (query.mT @ query), (key.mT @ key)),
-            (out @ value, (value.mT @ value), (out @ out.mT)),
+            (key.mT @ query, (query.mT @ query), (key.mT @ key), one * two),
+            (out @ value, (value.mT @ value), (out @ out.mT), three * four),
         )
         parts, powers = [], []
-        for c, left, right in pairs:
-            size = (left * right.mT).sum((-2, -1)).clamp_min(0).sqrt()  # |S|, from small matrices
-            c = c / size.clamp_min(torch.finfo(c.dtype).tiny)[..., None, None]
+        for c, left, right, scale in pairs:
+            least = torch.finfo(c.dtype).eps  # a head that answers nothing has a polynomial of 0
+            square = (left * right.mT).sum((-2, -1))  # |S|^2, from small matrices
+            size = square.clamp_min(least**2).sqrt()
+            c = c / size[..., None, None]
             found = [c]
             while len(found) < DEGREE:
                 found.append(found[-1] @ c)
-            parts += [compressed(size), *(x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in found)]
+            parts += [
+                compressed(size * scale),
+                *(x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in found),
+            ]
             powers.append(found)
         ffn = [seven(roles[role].flatten(1)) for role in READ[4:] if role in roles]
         others = compressed(torch.cat(ffn, dim=1))[:, None, None].expand(*query.shape[:3], -1)
         return torch.cat([torch.stack(parts, dim=-1), others], dim=-1), powers[0], powers[1]
+
+
+def _sized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., n, m) -> the same over its largest entry, and that entry (...): heads that weight decay
+    has brought to 1e-11 have products that no float32 holds."""
+    largest = x.abs().amax((-2, -1)).clamp_min(torch.finfo(x.dtype).tiny)
+    return x / largest[..., None, None], largest
 
 
 def _polynomial(powers: list[Tensor], weights: Tensor) -> Tensor:

@@ -70,6 +70,22 @@ def test_other_transformers_are_read(name, quasi, rng):
     assert gap(model, space, "scale", rng) > 1e-6
 
 
+@pytest.mark.parametrize("size", [1e-22, 0.0])
+def test_heads_that_weight_decay_has_emptied_are_finite(size, rng):
+    model = block_kit.model(SPACE, quasi="exact", eps=0.5).float()
+    w = draw(SPACE, 8, rng)
+
+    def answers(size):
+        blocks = SPACE.read(w)
+        blocks[0]["query"], blocks[1]["out"] = size * blocks[0]["query"], size * blocks[1]["out"]
+        return model({name: x.float() for name, x in SPACE.write(w, blocks).items()})
+
+    y = answers(size)
+    y.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert size == 0 or torch.allclose(y, answers(1e-12), rtol=1e-4)  # C / |S| has no size
+
+
 @pytest.mark.parametrize("role", ["query", "key", "value", "out"])
 def test_every_factor_is_seen(role, rng):
     """The control of the symmetries: one factor alone turned inside its heads."""

@@ -5,8 +5,10 @@ import pandas
 import pytest
 import torch
 from zoo_files import flat_of, network, write_broken, write_folder, write_index, write_own
+from zoo_kit import write_zoo
 
 from qemcli.errors import InputError, UsageError
+from qemcli.spaces import mlp
 from qemcli.zoos.opening import open_zoo
 from qemcli.zoos.resolve import resolve
 from qemcli.zoos.zoo import Zoo
@@ -197,3 +199,13 @@ def test_same_tensors_run_in_another_way_are_another_architecture(tmp_path):
     assert sorted((s.forward.w0, at.tolist()) for s, _, at in zoo.load()) == [
         (10.0, [1]), (30.0, [0, 2])
     ]  # fmt: skip
+
+
+def test_what_is_written_may_be_read_by_others(tmp_path):
+    space = mlp([2, 3, 1])
+    write_zoo(tmp_path / "z", space, torch.zeros(12, space.size))
+    plain = tmp_path / "plain"
+    plain.touch()
+    shards = list((tmp_path / "z").rglob("*.safetensors"))
+    assert shards
+    assert {file.stat().st_mode for file in shards} == {plain.stat().st_mode}
