@@ -109,7 +109,8 @@ def products(blocks: Sequence[Roles]) -> Attention:
         )
         for roles in blocks
     ]
-    return Attention(*(torch.stack(side) for side in zip(*pairs, strict=True)))
+    scores, values = (torch.stack(side) for side in zip(*pairs, strict=True))
+    return Attention(scores, values)
 
 
 def shared(ffn: Feedforward) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +92,8 @@ class Neurons(nn.Module):
     def fit(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants of the training set, the same for every neuron."""
         neuron, rest = self._read(w)
-        self.standard[0].fit(neuron.flatten(0, 1))
-        self.standard[1].fit(rest)
+        for standard, x in zip(self.standard, (neuron.flatten(0, 1), rest), strict=True):
+            cast("Standardise", standard).fit(x)
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         neuron, rest = (s(x) for s, x in zip(self.standard, self._read(w), strict=True))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class Equivariant(nn.Module):
         self.probes.standard.fit(self.probes.raw(heads))
         gathered = self._gathered(heads, ffn)
         for standard, x in zip(self.standard.values(), gathered, strict=True):
-            standard.fit(x)
+            cast("BlockStandard", standard).fit(x)
 
     def forward(self, heads: Heads, ffn: Feedforward) -> tuple[Heads, Feedforward]:
         e, d, batch = self.c_out, self.width, ffn.up.shape[1]
@@ -163,7 +164,7 @@ class Invariant(nn.Module):
         """Set the constants of `unit` from the features of a training set."""
         self.probes.standard.fit(self.probes.raw(heads))
         for standard, x in zip(self.standard.values(), (heads.rows(), ffn), strict=True):
-            standard.fit(x)
+            cast("BlockStandard", standard).fit(x)
 
     def forward(self, heads: Heads, ffn: Tensor) -> Tensor:
         rows, of_ffn = self.standard["rows"], self.standard["ffn"]

@@ -20,7 +20,7 @@ composed, and no factor is formed. The first axis, l, counts blocks, which do no
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class Equivariant(nn.Module):
         """Set the constants of `unit` from the features of a training set."""
         gathered = self._gathered(attention, ffn)
         for standard, x in zip(self.standard.values(), gathered, strict=True):
-            standard.fit(x)
+            cast("BlockStandard", standard).fit(x)
 
     def forward(self, attention: Attention, ffn: Feedforward) -> tuple[Attention, Feedforward]:
         e, d, read = self.c_out, self.width, self._read(attention, ffn)
@@ -155,13 +155,15 @@ class Equivariant(nn.Module):
         """The heads under this layer's maps too."""
         before, (spread, keep) = attention.maps, self.out
         if before is None:
-            maps = Maps(*self.maps[:, :, :, 0], spread[..., 0], keep[..., 0])
+            query, key, value = self.maps[:, :, :, 0].unbind()
+            maps = Maps(query, key, value, spread[..., 0], keep[..., 0])
         else:
             pairs = zip(self.maps, before[:3], strict=True)
             left = (torch.einsum("lecij,lcjk->leik", phi, x) for phi, x in pairs)
             whole = self.width * before.spread + before.keep
             summed = spread @ whole[..., None] + keep @ before.spread[..., None]
-            maps = Maps(*left, summed[..., 0], (keep @ before.keep[..., None])[..., 0])
+            query, key, value = left
+            maps = Maps(query, key, value, summed[..., 0], (keep @ before.keep[..., None])[..., 0])
         return Attention(attention.scores, attention.values, maps)
 
 
@@ -202,7 +204,7 @@ class Invariant(nn.Module):
         """Set the constants of `unit` from the features of a training set."""
         gathered = self._gathered(attention, ffn)
         for standard, x in zip(self.standard.values(), gathered, strict=True):
-            standard.fit(x)
+            cast("BlockStandard", standard).fit(x)
 
     def forward(self, attention: Attention, ffn: Tensor) -> Tensor:
         pairs = zip(self.standard.values(), self._gathered(attention, ffn), strict=True)

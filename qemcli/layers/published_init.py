@@ -76,6 +76,7 @@ def _equivariant(layer: Equivariant, s: Sizes) -> None:
         for group, rows in zip(WHOLE, _runs(layer.sources["whole"]).values(), strict=True):
             part = layer.whole.weight.data[:, rows, columns]
             _normal(part, fans[group], 1 if group == "biases" else 2)
+        assert layer.whole.bias is not None
         _normal(layer.whole.bias.data[:, columns], fans["biases"])
         if name == "down_bias":
             continue
@@ -97,6 +98,7 @@ def _invariant(layer: Invariant, s: Sizes) -> None:
     parts = layer.ffn.weight.data.split([c, c * d, c, c * d], dim=1)
     for x, fans, degree in zip(parts, (sums, sums, biases, biases), (2, 2, 1, 1), strict=True):
         _normal(x, fans, degree)
+    assert layer.ffn.bias is not None
     _normal(layer.ffn.bias.data, biases)
 
 

@@ -62,7 +62,8 @@ class Shown(Metanetwork):
     def forward(self, w: Mapping[str, Tensor]) -> Tensor | Glimpse:
         branches = self.branches(w)
         first = branches[self.space.names[0]]
-        grid = signals.coordinates(self.space, *self.size, first.dtype).to(first.device)
+        height, width = self.size
+        grid = signals.coordinates(self.space, height, width, first.dtype).to(first.device)
         at = torch.arange(len(grid), device=grid.device)
         if self.training and self.pixels:
             at = torch.randperm(len(grid), device=grid.device)[: self.pixels]
