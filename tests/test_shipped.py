@@ -46,7 +46,7 @@ def test_predictor_gives_its_expected_answers(name: str) -> None:
     names = zoo.index["checkpoint"].iloc[positions].tolist()
     wanted = [expected["predictions"][n] for n in names]
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-3, atol=1e-4)
-    assert np.std(wanted) > 0.01
+    assert np.std(wanted) > 2e-3  # far above the tolerance: other networks have other answers
 
 
 @pytest.mark.parametrize("name", PREDICTORS)

@@ -90,7 +90,7 @@ def test_stopped_build_leaves_a_command_that_goes_on(
     import signal
 
     recipe = tmp_path / "long.toml"
-    text = "models = 4\nblock = 1\ncheckpoints = [1, 400]\nbatch = 4\nchannels = [3]\n"
+    text = "models = 12\nblock = 1\ncheckpoints = [1, 400]\nbatch = 4\nchannels = [3]\n"
     recipe.write_text(text + "test_images = 50\n")
     out = tmp_path / "zoo"
     words = [sys.executable, "-m", "qemcli"]
