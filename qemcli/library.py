@@ -41,11 +41,12 @@ class Library:
             config = module.AutoConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, StrictDataclassError) as error:
             raise InputError(f"{folder / CONFIG}: {_line(error)}") from None
-        named = (config.architectures or [""])[0]
-        kind = getattr(module, named, None)
+        stated = config.architectures
+        named = stated[0] if isinstance(stated, list) and stated else ""
+        kind = getattr(module, named, None) if isinstance(named, str) else None
         if not (isinstance(kind, type) and hasattr(kind, "from_pretrained")):
             raise InputError(
-                f"{folder / CONFIG}: transformers {module.__version__} has no '{named}'",
+                f"{folder / CONFIG}: transformers {module.__version__} has no class {named!r}",
                 "`architectures` names the class that the checkpoint was saved from",
             )
         return cls(folder, config, kind)
