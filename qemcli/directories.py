@@ -86,13 +86,18 @@ def augment(
 
     Raises UnsupportedError where the group is no symmetry, UsageError where `out` is in use.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out}: it is not empty", "give another --out")
+    free(out)
     generator = torch.Generator().manual_seed(seed)
     g = groups.sample(group, directory.space, 1, generator, scales)
     told = {"group": group, "seed": seed, "scales": list(scales), "qem": __version__}
     directory.write(g, out, told)
     return g
+
+
+def free(out: Path) -> None:
+    """UsageError unless `out` is a new folder, or an empty one."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: it is not empty", "give another --out")
 
 
 def left_out(path: Path) -> list[str]:

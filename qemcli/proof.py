@@ -97,23 +97,26 @@ def verify_directory(
     return report
 
 
-def told(
-    directory: Directory,
-    out: Path,
-    g: Element,
-    seed: int,
-    warn: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+def probed(
+    directory: Directory, seed: int, warn: Callable[[str], None] = lambda text: None
+) -> Probe | None:
+    """What copies of the directory are held against, in float64; None, with a warning, where the
+    library is not installed. InputError where it cannot run the checkpoint."""
+    try:
+        return Probe.of(directory, torch.Generator().manual_seed(seed), torch.float64)
+    except EnvironmentFailure as error:
+        warn(f"the copies are not proven: {error.message} ({error.hint})")
+        return None
+
+
+def told(directory: Directory, out: Path, g: Element, probe: Probe | None) -> dict[str, Any]:
     """How far the function of a directory that was written is from that of its source.
 
     `function_error` is of the weights as they are stored, `function_error_float64` of the same move
-    before rounding, both run in float64; NaN, with a warning, where the library is not installed.
+    before rounding, both run in float64; NaN without a probe.
     """
     names = ("function_error", "function_error_float64")
-    try:
-        probe = Probe.of(directory, torch.Generator().manual_seed(seed), torch.float64)
-    except EnvironmentFailure as error:
-        warn(f"the copy is not proven: {error.message} ({error.hint})")
+    if probe is None:
         return dict.fromkeys(names, float("nan")) | {"tolerance": rounding(directory)}
     exact = probe.error(act(g, directory.space, directory.exact()))
     errors = (probe.error_of(out), float(exact))

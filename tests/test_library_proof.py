@@ -195,3 +195,25 @@ def test_a_config_of_an_unknown_class_is_answered(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["Elsewhere"]}))
     with pytest.raises(InputError, match="Elsewhere"):
         Library.of(source)
+
+
+@pytest.mark.parametrize("said", [["Elsewhere"], [3], None])
+def test_what_cannot_be_run_is_not_copied(said, run, tmp_path: Path) -> None:
+    source = kit.saved(tmp_path / "source", "gpt2")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"architectures": said}))
+    ran = run("augment", source, "--group", "heads", "--out", tmp_path / "copy")
+    assert ran.code == 3
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "copy").exists()
+
+
+def test_copies_are_all_written_or_none(run, tmp_path: Path) -> None:
+    source = kit.saved(tmp_path / "source", "gpt2")
+    taken = tmp_path / "copies" / "heads-1"
+    taken.mkdir(parents=True)
+    (taken / "mine").touch()
+    call = ("augment", source, "--group", "heads", "--factor", 2, "--out", tmp_path / "copies")
+    assert run(*call).code == 2
+    assert not (tmp_path / "copies" / "heads-0").exists()
+    assert run("augment", source, "--limit", 3, "--out", tmp_path / "other").code == 2

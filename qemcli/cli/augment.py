@@ -58,11 +58,14 @@ def augment(
     Example: qem augment zoo/ --group monomial --factor 4 --scale-range 1:10000 --out copies
     """
     from qemcli import directories, orbits
+    from qemcli.errors import UsageError
     from qemcli.evaluation import scales
     from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
     if zoo and directories.is_directory(Path(zoo)):
+        if where or limit or resume:
+            raise UsageError(f"{zoo}: one checkpoint takes no --where, --limit or --resume")
         source = directories.Directory.open(Path(zoo), activation, heads)
         range_ = scales(scale_range) if scale_range else source.scales()
         _directory(source, group or "all", factor, range_, seed, out, dry_run, sink)
@@ -103,10 +106,13 @@ def _directory(
     if dry_run:
         sink.answer(Answer([], {"directories": [str(f) for f in folders], **about}))
         return
+    for where in folders:
+        directories.free(where)
+    probe = proof.probed(opened, seed, sink.warn)  # first: what cannot be run is not copied
     rows = []
     for i, where in enumerate(folders):
         moved = directories.augment(opened, group, range_, seed + i, where)
-        errors = proof.told(opened, where, moved, seed, sink.warn)
+        errors = proof.told(opened, where, moved, probe)
         rows.append({"checkpoint": str(where), "group": group, "seed": seed + i, **errors})
     for name in directories.left_out(opened.path):
         sink.note(f"not copied: {name}")
