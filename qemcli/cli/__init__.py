@@ -85,7 +85,10 @@ def main() -> NoReturn:
     # machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, _terminated)
-    from qemcli.cli._tree import Cut, app
+    try:  # the import takes a moment, in which the user may stop it
+        from qemcli.cli._tree import Cut, app
+    except KeyboardInterrupt as stopped:
+        sys.exit(_code(stopped))
 
     try:
         app(prog_name="qem")

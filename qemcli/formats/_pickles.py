@@ -18,7 +18,15 @@ from typing import Any, Final
 MAX_STEPS = 8_000_000  # each makes one small object at most
 MAX_NUMBER = 32  # bytes of an integer
 MAX_KEY = 4  # levels of tuples in a key
+MAX_COPIED = 64 << 20  # what calls may be given in all, above the file's own bytes
 MARK: Final = object()
+_WEIGHTS: dict[type, int] = {
+    str: 1,
+    bytes: 1,
+    list: 16,
+    tuple: 16,
+    dict: 16,
+}  # bytes a piece, or more
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # what Python 2 called them
 
 
@@ -84,6 +92,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.calls: list[str] = []
+        self.left = MAX_COPIED + len(data)
 
     def run(self) -> Any:
         for _ in range(MAX_STEPS):
@@ -155,8 +164,18 @@ class _Machine:
         for key, value in zip(values[::2], values[1::2], strict=True):
             into[_key(key)] = value
 
+    def spend(self, args: Any) -> None:
+        """Count what a call or an object may copy: a few bytes can ask for the same value again and
+        again."""
+        self.left -= _length(args)
+        if self.left < 0:
+            raise Bad("objects made from more than the file holds")
+
     def reduce(self) -> None:
         function, args = self.pair()
+        self.spend(args)
+        for arg in args if isinstance(args, tuple) else ():
+            self.spend(arg)
         name = _name(function)
         found = self.call(name, args) if isinstance(args, tuple) else UNKNOWN
         if found is UNKNOWN:
@@ -165,6 +184,7 @@ class _Machine:
         self.push(found)
 
     def make(self, kind: Any, args: Any) -> None:
+        self.spend(args)
         self.push(Foreign(_name(kind), tuple(args)))
 
     def build(self) -> None:
@@ -172,6 +192,11 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, Foreign):  # a dict's own attributes are nobody's weights
             target.state = state
+
+
+def _length(value: Any) -> int:
+    weight = _WEIGHTS.get(type(value), 0)
+    return weight * len(value) if weight else 0
 
 
 def _name(value: Any) -> str:
@@ -264,6 +289,7 @@ def _new(m: _Machine) -> None:
 def _new_with_names(m: _Machine) -> None:
     names = m.stack.pop()
     kind, args = m.pair()
+    m.spend(args)
     m.make(kind, (*args, names))
 
 

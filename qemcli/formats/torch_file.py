@@ -33,6 +33,7 @@ INNER = re.compile(
 SETTINGS = ("config", "hyper_parameters", "hparams", "args")
 MAX_DEPTH = 12  # of dicts in dicts
 MAX_TENSORS = 500_000
+MAX_SETTINGS = 20_000  # values: one list may stand in many places
 MAX_SHARED = 16  # times the bytes of a file that its tensors may claim: tied weights are shared
 _LEGACY = b"\xfc\x9cF\xf9 j\xa8P\x19"  # torch's magic number, as the first pickle holds it
 # What torch.load raises on a file that was damaged on purpose is anything but documented.
@@ -73,17 +74,21 @@ def open(path: Path) -> Checkpoint:
     )
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0, left: Iterator[int] | None = None) -> Any:
     """Settings as dicts, lists and scalars: an object of another class is what it holds
-    (OmegaConf's nodes, a Namespace, a dataclass), None where it holds nothing that is known."""
+    (OmegaConf's nodes, a Namespace, a dataclass), None where it holds nothing that is known, and
+    for what comes after MAX_SETTINGS values."""
+    left = iter(range(MAX_SETTINGS)) if left is None else left
+    if next(left, None) is None:
+        return None
     if isinstance(value, Foreign) and depth < MAX_DEPTH:
         held = value.state if isinstance(value.state, Mapping) else value.items
         inner = next((held[k] for k in ("_content", "_val") if k in held), held)
-        return plain(inner, depth + 1) if inner else None
+        return plain(inner, depth + 1, left) if inner else None
     if isinstance(value, Mapping) and depth < MAX_DEPTH:
-        return {k: plain(v, depth + 1) for k, v in value.items()}
+        return {k: plain(v, depth + 1, left) for k, v in value.items()}
     if isinstance(value, list | tuple) and depth < MAX_DEPTH:
-        return [plain(v, depth + 1) for v in value]
+        return [plain(v, depth + 1, left) for v in value]
     return value if isinstance(value, bool | int | float | str) else None
 
 
@@ -216,9 +221,6 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     left = MAX_TENSORS
     waiting = [(value, name, 0)]
     while waiting:
-        left -= 1
-        if left < 0:
-            raise InputError(f"a torch file of more than {MAX_TENSORS} entries")
         item, at, depth = waiting.pop()
         parts = _parts(item) if depth < MAX_DEPTH else None
         if isinstance(item, list | tuple) and depth < MAX_DEPTH:
@@ -226,6 +228,9 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(item, Stored | _Loaded):
             yield at, item
         elif parts is not None:
+            left -= len(parts)
+            if left < 0:
+                raise InputError(f"a torch file of more than {MAX_TENSORS} entries")
             listed = [(v, f"{at}.{k}" if at else str(k), depth + 1) for k, v in parts.items()]
             waiting += reversed(listed)
 

@@ -136,7 +136,7 @@ def _wait(response: Response) -> float | None:
     from email.utils import parsedate_to_datetime
 
     said = response.headers.get("Retry-After", "").strip()
-    if said.isdigit():
+    if said.isdecimal():
         return float(said)
     try:
         return max(parsedate_to_datetime(said).timestamp() - time.time(), 0)
@@ -170,7 +170,10 @@ def _stated(response: Response) -> str | None:
     for part in response.headers.get("x-goog-hash", "").split(","):
         kind, _, value = part.strip().partition("=")
         if kind == "md5":
-            return f"md5:{base64.b64decode(value).hex()}"
+            try:
+                return f"md5:{base64.b64decode(value).hex()}"
+            except ValueError:
+                return None  # nothing that can be compared
     return None
 
 
@@ -221,10 +224,15 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise EnvironmentFailure(
-                f"{part}: another qem download is writing it", "wait for it"
-            ) from None
+            raise _busy(part) from None
+        # Who held it may have given it its name meanwhile: then it is no part any more.
+        if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
+            raise _busy(part)
         yield file
+
+
+def _busy(part: Path) -> EnvironmentFailure:
+    return EnvironmentFailure(f"{part}: another qem download is writing it", "wait for it")
 
 
 class Transfer:
@@ -272,6 +280,11 @@ class Transfer:
                 self.file.write(piece)
                 self.reached += len(piece)
                 self._tell()
+                if total is not None and self.at > total:
+                    self.file.truncate(0)
+                    raise EnvironmentFailure(
+                        f"{shown(self.remote.url)}: it sends more than its {total} bytes"
+                    )
         self.file.flush()
         if total is not None and self.at != total:
             raise _Again(f"it broke off at {self.at} of {total} bytes")
@@ -295,7 +308,7 @@ class Transfer:
                 "free some space, or give another --dest",
             )
         self._tell()
-        return total
+        return self.remote.size if total is None else total
 
     def _place(self, response: Response) -> int | None:
         if response.status_code == 206:

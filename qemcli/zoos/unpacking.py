@@ -30,6 +30,7 @@ _OPEN: dict[bytes, Callable[..., Any]] = {
 }
 MAX_RATIO, MAX_FREE = 200, 256 << 20  # an archive may unpack to more only if it packs less well
 BLOCK = 1 << 20
+MAX_LOOK = 512 << 20  # bytes unpacked for a look at the first names
 AGAIN = "download it again"
 _BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, ValueError)
 
@@ -71,15 +72,31 @@ def first_names(path: Path, count: int) -> list[str]:
     """The names of the first files, by reading no more than their part of the archive."""
     names: list[str] = []
     try:
-        with _stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            while len(names) < count and (info := archive.next()) is not None:
-                if not info.isdir():
-                    names.append(info.name.removeprefix("./"))
-                if info.size > MAX_FREE:
-                    break  # what comes after it is behind too much to unpack for a look
+        with _stream(path) as stream:
+            bounded: Any = _Bounded(stream)  # of a file tarfile only reads
+            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+                while len(names) < count and (info := archive.next()) is not None:
+                    if not info.isdir():
+                        names.append(info.name.removeprefix("./"))
+                    if info.size > MAX_FREE:
+                        break  # what comes after it is behind too much to unpack for a look
     except _BROKEN:
         return names  # who reads the archive says what is wrong with it
     return names
+
+
+class _Bounded:
+    """A stream that ends after MAX_LOOK bytes: a header may claim to be as long as it likes, and
+    tarfile reads it whole."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.left = stream, MAX_LOOK
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, none beyond the bound."""
+        data = self.stream.read(min(size, self.left))
+        self.left -= len(data)
+        return data
 
 
 def unpacked(path: Path) -> Path:

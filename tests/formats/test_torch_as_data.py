@@ -251,3 +251,28 @@ def test_damaged_numbers_are_noticed(tmp_path):
     (tmp_path / "a.pt").write_bytes(raw)
     with pytest.raises(InputError, match="checksum"):
         open_checkpoint(tmp_path / "a.pt").tensors()
+
+
+def test_few_bytes_that_ask_for_the_same_value_again_and_again_are_refused():
+    text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20)
+    begin = b"\x80\x02" + text + b"q\x00" + b"0c_codecs\nencode\nq\x010"
+    encode = b"h\x01h\x00\x85R0"
+    assert read(begin + encode * 2 + b"N.", 0, no_call, no_call).value is None  # the control
+    with pytest.raises(Bad, match="more than the file holds"):
+        read(begin + encode * 100 + b"N.", 0, no_call, no_call)
+    listed = b"\x80\x02](" + b"N" * 100_000 + b"eq\x000cm\nC\nq\x010"
+    for make in (b"h\x01h\x00\x810", b"h\x01h\x00}\x920"):
+        with pytest.raises(Bad, match="more than the file holds"):
+            read(listed + make * 800 + b"N.", 0, no_call, no_call)
+
+
+def test_settings_that_stand_in_each_other_come_to_an_end():
+    nested = [1]
+    for _ in range(10):
+        nested = [nested] * 10
+    began = time.monotonic()
+    torch_file.plain({"a": nested})
+    assert time.monotonic() - began < 5
+    wide = [0] * 10_000
+    with pytest.raises(InputError, match="entries"):
+        list(torch_file._walk({"a": [wide] * 10_000}, ""))

@@ -148,6 +148,26 @@ def test_redirect_is_followed_and_a_loop_is_not(http, web, tmp_path):
         fetched(http, web, tmp_path)
 
 
+def test_checksum_that_is_none_counts_as_none(http, web, tmp_path):
+    web.faults += [Fault("GET", headers={"x-goog-hash": "md5=x"})]
+    assert fetched(http, web, tmp_path) == DATA
+
+
+def test_part_that_got_its_name_before_it_was_held_is_left_alone(tmp_path, monkeypatch):
+    part, target = tmp_path / ".a.part", tmp_path / "a"
+    part.write_bytes(DATA)
+    held = transfer.fcntl.flock
+
+    def flock(file, how):
+        part.rename(target)  # by the one who held it
+        held(file, how)
+
+    monkeypatch.setattr(transfer.fcntl, "flock", flock)
+    with pytest.raises(EnvironmentFailure, match="another qem download"), transfer._alone(part):
+        pass
+    assert target.read_bytes() == DATA
+
+
 def test_second_writer_is_told(http, web, tmp_path):
     import fcntl
 

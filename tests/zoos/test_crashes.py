@@ -140,7 +140,7 @@ def test_index_on_a_disk_that_fills_up_leaves_the_old_one(folder, tmp_path, step
         assert "Traceback" not in said
         assert tree(out)["index.parquet"] == before["index.parquet"]
         assert not list(out.glob("*.tmp"))
-    assert event > 8
+    assert event > 6
     code, said = failed_at(qem("index", folder, "--out", out), out, 1, errno.EROFS)
     assert (code, "Read-only" in said) == (5, True), said
 
