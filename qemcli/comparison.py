@@ -27,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ from qemcli.recipes import fields, read_toml
 from qemcli.samples import Sample, carried, scored
 from qemcli.testing import invariance_error
 from qemcli.training import Rows, Run, Schedule
+from qemcli.writing import beside
 
 Range = tuple[float, float]
 
@@ -249,9 +249,7 @@ def _save(row: dict[str, Any], predictions: dict[str, np.ndarray], path: Path) -
 
     table = pandas.DataFrame({name: list(values) for name, values in predictions.items()})
     table.attrs = {"row": json.dumps(row)}
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
-    table.to_parquet(beside, index=False)
-    os.replace(beside, path)
+    beside(path, lambda p: table.to_parquet(p, index=False))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qemcli.checkpoints import open_checkpoint
 from qemcli.errors import UsageError
 from qemcli.formats.directory import SHARDED, SINGLE, shards, sniff
 from qemcli.spaces import Transformer, transformer_of
+from qemcli.writing import beside
 
 INDEX = ".index.json"
 BESIDE = frozenset({".json", ".txt", ".model", ".md", ".jinja", ".tiktoken", ".vocab", ".bpe"})
@@ -163,11 +165,7 @@ def _save(
         tensors = {n: (moved[n] if n in moved else kept[n]).clone() for n in names}
         total += sum(x.numel() * x.element_size() for x in tensors.values())
         places |= dict.fromkeys(names, _renamed(file))
-        target = out / _renamed(file)
-        target.touch()
-        mode = target.stat().st_mode  # what the umask gives: safetensors' own is its owner's
-        save_file(tensors, target, metadata=header)
-        target.chmod(mode)
+        beside(out / _renamed(file), partial(save_file, tensors, metadata=header))
     if list(directory.files) not in ([name] for name in SINGLE):
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (out / SHARDED[0]).write_text(json.dumps(index, indent=2) + "\n")

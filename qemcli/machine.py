@@ -10,9 +10,8 @@ def steady() -> None:
     """Make this process fast and steady for many small networks.
 
     Weights that decayed to denormal numbers (below 1.2e-38 in float32, common in trained zoos)
-    count as
-    zero: arithmetic on them is up to a hundred times as slow. Freed memory is kept. Call it
-    before threads are started, since they inherit the first of these.
+    count as zero: arithmetic on them is up to a hundred times as slow. Freed memory is kept. Call
+    it before threads are started, since they inherit the first of these.
     """
     import torch
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from qemcli.hub.fetching import fetch
 from qemcli.hub.reference import PREFIX, Reference
 from qemcli.shipped import shipped
 from qemcli.spaces import Chain, Transformer, WeightSpace, chain_of
+from qemcli.writing import beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -189,9 +189,8 @@ class Predictor:
 
     def save(self, folder: Path) -> Path:
         """Write predictor.safetensors into `folder`, beside and renamed; returns the file."""
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
         record = {**dataclasses.asdict(self.design), "task": self.task, "name": self.name}
         if self.classes:
             record["classes"] = list(self.classes)
@@ -201,10 +200,8 @@ class Predictor:
             "qem.config": json.dumps(record),
             "qem.provenance": json.dumps(self.provenance),
         }
-        beside = folder / f".{FILE}.{os.getpid()}.tmp"
         state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        beside.write_bytes(save(state, metadata=header))  # save_file writes for its owner alone
-        os.replace(beside, folder / FILE)
+        beside(folder / FILE, lambda path: save_file(state, path, metadata=header))
         return folder / FILE
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qemcli.errors import EnvironmentFailure, UsageError
+from qemcli.writing import beside
 
 FORMATS = (".png", ".svg", ".pdf")
 TILE, GAP, LINE = 96, 8, 13  # pixels of a sheet: an image's side, between images, a line of text
@@ -36,12 +36,7 @@ def check(path: Path) -> None:
 def save(figure: Any, path: Path, dpi: int = 120) -> None:
     """Write the figure by its suffix, beside the target and renamed; raises as `check`."""
     check(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(beside, dpi=dpi, format=path.suffix[1:])
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    beside(path, lambda p: figure.savefig(p, dpi=dpi, format=path.suffix[1:]))
 
 
 def sheet(

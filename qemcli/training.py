@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from qemcli.errors import InputError, UsageError
 from qemcli.layers.forests import Grown
 from qemcli.spaces import WeightSpace
+from qemcli.writing import beside
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,7 @@ class Run:
             "cycle": {k: v for k, v in self.cycle.state_dict().items() if not callable(v)},
             "generator": torch.get_rng_state(),
         }
-        beside = self.state.with_name(f".{self.state.name}.tmp")
-        torch.save(record, beside)
-        os.replace(beside, self.state)
+        beside(self.state, lambda path: torch.save(record, path))
 
     def _restore(self) -> None:
         if self.state is None or not self.state.is_file():

@@ -62,6 +62,8 @@ def run(
         with pytest.raises(SystemExit) as left:
             main()
         out, err = capsys.readouterr()
+        if torch := sys.modules.get("torch"):
+            torch.set_flush_denormal(False)  # a command sets it for its process, which here goes on
         code = left.value.code
         return Ran(code if isinstance(code, int) else int(code is not None), out, err)
 

@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from qemcli.errors import UsageError
+from qemcli.writing import beside
 
 
 @dataclass
@@ -213,12 +214,7 @@ def write_rows(answer: Answer, path: Path) -> None:
         )
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"--out {path}: not a file in an existing directory")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        writers[path.suffix](answer, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    beside(path, lambda p: writers[path.suffix](answer, p))
 
 
 def _csv(answer: Answer, path: Path) -> None:

@@ -33,9 +33,11 @@ def canonicalize(
     Example: qem canonicalize zoo/ --out canonical
     """
     from qemcli import orbits
+    from qemcli.machine import steady
     from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
+    steady()
     opened = open_zoo(zoo, sink.note, where=where, limit=limit, activation=activation)
     folder = out or Path(f"{opened.name}-canonical")
     with sink.progress("canonicalizing", len(opened)) as advance:

@@ -68,6 +68,7 @@ def index(
 
     Example: qem index sweep/ --labels runs.csv --out sweep-index
     """
+    from qemcli.machine import steady
     from qemcli.zoos.balanced import FOLDER, keep
     from qemcli.zoos.indexing import index as write_index
     from qemcli.zoos.indexing import planned
@@ -92,6 +93,7 @@ def index(
     if "labels" in summary:
         sink.note(met(summary["labels"]))
     if balanced:
+        steady()  # as the predictors do that take what is kept: the same bytes
         opened = Opened.open(summary["index"])
         with sink.progress("balancing", len(opened)) as advance:
             kept = Path(summary["index"]).parent / FOLDER

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from qemcli.errors import EnvironmentFailure, InputError
 from qemcli.hub import repository
 from qemcli.hub.reference import Reference
 from qemcli.hub.repository import File, Passing, Tree, quiet, told
+from qemcli.writing import beside
 
 THREADS = 8
 PAUSES = (2, 8)  # seconds before a file is asked for again
@@ -54,16 +55,9 @@ class Copy:
     def save(self) -> None:
         """Write it down, beside and renamed; a cache that is read-only is left alone."""
         target = _record(self.tree.ref, self.tree.commit)
-        beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         record = {"files": [asdict(f) for f in self.tree.files], "verified": self.verified}
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(record))
-            os.replace(beside, target)
-        except PermissionError:
-            return
-        finally:
-            beside.unlink(missing_ok=True)
+        with suppress(PermissionError):
+            beside(target, lambda path: path.write_text(json.dumps(record)))
 
 
 def _storage(ref: Reference) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from qemcli.errors import EnvironmentFailure
 
 LOCK = ".qem.lock"
-_HALF = re.compile(r"\..+\.\d+\.tmp")  # what `store.beside` writes to before it renames
+_HALF = re.compile(r"\..+\.\d+\.tmp")  # what `writing.beside` writes to before it renames
 
 
 @contextmanager

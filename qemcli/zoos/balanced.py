@@ -19,7 +19,7 @@ import numpy as np
 from qemcli.errors import InputError
 from qemcli.formats import safetensors
 from qemcli.groups import allowed
-from qemcli.zoos.store import beside
+from qemcli.writing import beside
 
 if TYPE_CHECKING:
     import pandas

@@ -18,6 +18,7 @@ from qemcli.errors import InputError, QemError
 from qemcli.formats import safetensors
 from qemcli.recognition import turns
 from qemcli.spaces import WeightSpace
+from qemcli.writing import beside
 from qemcli.zoos.scan import Entry, Reader, described, labels
 from qemcli.zoos.statistics import describe
 
@@ -297,10 +298,9 @@ def _save(
     table = table.replace_schema_metadata(
         {KEY: json.dumps({"failures": failures, "spaces": spaces})}
     )
-    beside = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with ipc.new_file(beside, table.schema) as writer:
+
+    def write(path: Path) -> None:
+        with ipc.new_file(path, table.schema) as writer:
             writer.write_table(table)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+
+    beside(file, write)

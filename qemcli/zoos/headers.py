@@ -25,12 +25,12 @@ from qemcli.hub.ranges import reader
 from qemcli.hub.reference import PREFIX, Reference
 from qemcli.hub.repository import File, Passing, quiet
 from qemcli.spaces import WeightSpace, opaque
+from qemcli.writing import beside
 from qemcli.zoos import tables
 from qemcli.zoos.layouts import folder as folders
 from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION
 from qemcli.zoos.scan import SUFFIXES
 from qemcli.zoos.sources import arch_key
-from qemcli.zoos.store import beside
 
 if TYPE_CHECKING:
     import pandas

@@ -4,12 +4,12 @@ zoo."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qemcli.writing import beside
 from qemcli.zoos.tables import Labels
 
 if TYPE_CHECKING:
@@ -103,16 +103,15 @@ class Merge:
         names = unified(schemas)
         schema = unified([pyarrow.schema([("uid", pyarrow.int64())]), names, *_extra(labels)])
         schema = schema.with_metadata(stated)
-        beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+
+        def write(path: Path) -> None:
             with parquet.ParquetWriter(
-                beside, schema, compression="zstd", use_dictionary=_repeated(schema)
+                path, schema, compression="zstd", use_dictionary=_repeated(schema)
             ) as writer:
                 for group in _grouped(self._numbered(parts, names, labels), schema):
                     writer.write_table(group)
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
+
+        beside(target, write)
 
     def _numbered(
         self, parts: Iterable[pyarrow.Table], schema: pyarrow.Schema, labels: Labels | None

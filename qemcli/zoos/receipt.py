@@ -4,12 +4,12 @@ size and checksum, and whether all of them are there."""
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qemcli.errors import InputError, UsageError
+from qemcli.writing import beside
 
 NAME = "qem-download.json"
 
@@ -49,7 +49,6 @@ class Receipt:
 
     def save(self) -> None:
         """Write it, beside and renamed."""
-        beside = self.folder / f".{NAME}.{os.getpid()}.tmp"
         record = {
             "format": "qem-download",
             "source": self.source,
@@ -57,11 +56,8 @@ class Receipt:
             "complete": self.complete,
             "files": self.files,
         }
-        try:
-            beside.write_text(json.dumps(record, indent=1) + "\n")
-            os.replace(beside, self.folder / NAME)
-        finally:
-            beside.unlink(missing_ok=True)
+        text = json.dumps(record, indent=1) + "\n"
+        beside(self.folder / NAME, lambda path: path.write_text(text))
 
 
 def read(folder: Path) -> Receipt | None:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import pandas
 
 from qemcli.errors import InputError, UsageError
 from qemcli.spaces import WeightSpace
+from qemcli.writing import beside
 from qemcli.zoos.alone import LOCK, alone, refuse_busy, sweep
 from qemcli.zoos.statistics import describe
 
@@ -41,32 +41,6 @@ def arch_id(space: WeightSpace) -> str:
     """12 hexadecimal digits that name an architecture: its ordered tensor names and shapes."""
     record = json.dumps([[name, list(shape)] for name, shape in space.shapes.items()])
     return hashlib.sha256(record.encode()).hexdigest()[:12]
-
-
-def beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write next to the target, flush to disk, rename: the name never holds half a file.
-
-    Raises OSError where the disk is full or read-only, whatever the writer raised.
-    """
-    from safetensors import SafetensorError
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the umask gives: safetensors' own is its owner's
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        stated = re.search(r"os error (\d+)", str(error))
-        if stated is None:
-            raise
-        raise OSError(int(stated[1]), os.strerror(int(stated[1])), str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Store:

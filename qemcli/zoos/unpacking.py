@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from qemcli.checkpoints import peek
 from qemcli.errors import InputError
+from qemcli.writing import beside
 
 _OPEN: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -109,15 +110,13 @@ def unpacked(path: Path) -> Path:
     target = cache() / "archives" / f"{name}.tar"
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as out:
+
+    def write(plain: Path) -> None:
+        with plain.open("wb") as out:
             for block in _blocks(path):
                 out.write(block)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+
+    beside(target, write)
     return target
 
 

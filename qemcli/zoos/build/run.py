@@ -16,8 +16,9 @@ from typing import Any
 
 from qemcli import __version__
 from qemcli.processes import spread
+from qemcli.writing import beside
 from qemcli.zoos.build.recipe import AnyRecipe
-from qemcli.zoos.store import Store, beside
+from qemcli.zoos.store import Store
 
 
 def family(recipe: AnyRecipe) -> ModuleType:

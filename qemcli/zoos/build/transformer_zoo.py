@@ -13,10 +13,10 @@ from torch import Tensor
 from qemcli import attention
 from qemcli.errors import UsageError
 from qemcli.spaces import Transformer, small_transformer
+from qemcli.writing import beside
 from qemcli.zoos.build import sources, texts, transformer
 from qemcli.zoos.build.transformer import Data, Examples
 from qemcli.zoos.build.transformer_recipe import AXES, TransformerRecipe
-from qemcli.zoos.store import beside
 
 if TYPE_CHECKING:
     import pandas
