@@ -5,13 +5,15 @@
 The same name twice is the same set of neurons; `*` marks the dual axis, the neurons read from.
 `h1`, `h2`, ... are hidden axes, whose order is a matter of taste; `x`, `y`, kernel taps `u v` and
 flattened positions `s` are free. One module a kind of space: chains of affine
-maps, transformers, and networks that are listed without being understood.
+maps, chains with residual sums, transformers, and networks that are listed without being
+understood.
 """
 
 from qemcli.spaces._notation import Axis, NamedTensor, parse
 from qemcli.spaces._space import ACTIVATIONS, HOMOGENEOUS, ODD, WeightSpace
 from qemcli.spaces.chain import CONVENTIONS, Chain, Forward, Layer, chain, chain_of, cnn, mlp, siren
 from qemcli.spaces.opaque import Opaque, opaque
+from qemcli.spaces.residual import Residual, residual
 from qemcli.spaces.transformer import (
     FROZEN,
     ROLES,
@@ -39,6 +41,7 @@ __all__ = [
     "NamedTensor",
     "Opaque",
     "Place",
+    "Residual",
     "Rotary",
     "Style",
     "Transformer",
@@ -49,6 +52,7 @@ __all__ = [
     "mlp",
     "opaque",
     "parse",
+    "residual",
     "siren",
     "small_transformer",
     "transformer_of",
