@@ -10,7 +10,15 @@ from torch.nn import functional as F
 
 from qemcli import attention
 from qemcli.errors import InputError, UnsupportedError
-from qemcli.spaces import Chain, Layer, Transformer, WeightSpace, chain_of
+from qemcli.spaces import (
+    Chain,
+    Layer,
+    Layered,
+    Residual,
+    Transformer,
+    WeightSpace,
+    layered_of,
+)
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -36,7 +44,7 @@ def runs(space: WeightSpace) -> bool:
     architecture is the Small Transformer Zoo's (others are run by their own library)."""
     if isinstance(space, Transformer):
         return space.family == attention.FAMILY
-    return isinstance(space, Chain) and space.activation is not None
+    return isinstance(space, Layered) and space.activation is not None
 
 
 def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -49,19 +57,18 @@ def respond(space: WeightSpace, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """
     if isinstance(space, Transformer):
         return attention.respond(space, w, x)
-    space = chain_of(space, "running networks")
+    space = layered_of(space, "running networks")
     space.check(w)
     if space.activation is None:
         raise InputError("the networks' activation is not known", "pass --activation NAME")
     _check(space, x)
-    run = _run_convolutions if space.layers[0].conv else _run_dense
     batch = len(w[space.tensors[0].name])
     own = x.dim() == 3
     count = x.shape[1] if own else len(x)
     widest = max(space.widths) * count * (x[0, 0].numel() if x.dim() == 4 else 1)
     x, step = x.to(w[space.tensors[0].name]), max(1, MEMORY // widest)
     outputs = [
-        run(space, {k: v[i : i + step] for k, v in w.items()}, x[i : i + step] if own else x)
+        _run(space, {k: v[i : i + step] for k, v in w.items()}, x[i : i + step] if own else x)
         for i in range(0, batch, step)
     ]
     return torch.cat(outputs) if outputs else x.new_zeros(0, count, space.layers[-1].rows)
@@ -106,7 +113,7 @@ def probe_inputs(
     """
     if isinstance(space, Transformer):
         return attention.probe_inputs(space, count, generator, dtype)
-    space = chain_of(space, "random inputs")
+    space = layered_of(space, "random inputs")
     inputs = space.layers[0].cols
     if space.family == "siren":
         return 2 * torch.rand(count, inputs, generator=generator, dtype=dtype) - 1
@@ -114,7 +121,7 @@ def probe_inputs(
     return torch.randn(count, *shape, generator=generator, dtype=dtype)
 
 
-def image_shape(space: Chain) -> tuple[int, int, int]:
+def image_shape(space: Layered) -> tuple[int, int, int]:
     """(channels, height, width) of the image a CNN reads: its own, or the smallest that fits."""
     channels = space.layers[0].cols
     if space.forward.image:
@@ -133,17 +140,22 @@ def image_shape(space: Chain) -> tuple[int, int, int]:
     )
 
 
-def _fits(space: Chain, height: int, width: int) -> bool:
+def _fits(space: Layered, height: int, width: int) -> bool:
     """True where all layers are defined on such an image and the dense one reads its positions."""
     forward = space.forward
-    for layer in space.layers:
+    for i, layer in enumerate(space.layers):
         if not layer.conv:
             pooled = forward.junction == "pool"
             return layer.taps == (1 if pooled else height * width)
         kernel = space[layer.weight].unfolded[2:]
+        stride, padding = (
+            space.step(i)
+            if isinstance(space, Residual)
+            else (forward.stride, (forward.padding, forward.padding))
+        )
         height, width = (
-            (side + 2 * forward.padding - k) // forward.stride + 1
-            for side, k in zip((height, width), kernel, strict=True)
+            (side + 2 * zeros - k) // stride + 1
+            for side, k, zeros in zip((height, width), kernel, padding, strict=True)
         )
         if forward.pooling != "none":
             height, width = height // 2, width // 2
@@ -152,7 +164,7 @@ def _fits(space: Chain, height: int, width: int) -> bool:
     return True
 
 
-def _check(space: Chain, x: Tensor) -> None:
+def _check(space: Layered, x: Tensor) -> None:
     conv = space.layers[0].conv
     fits = x.dim() == 4 if conv else x.dim() in (2, 3)
     if not fits or x.shape[1 if conv else -1] != space.layers[0].cols:
@@ -162,10 +174,16 @@ def _check(space: Chain, x: Tensor) -> None:
         )
 
 
-def _activate(space: Chain, z: Tensor) -> Tensor:
+def _activate(space: Layered, z: Tensor) -> Tensor:
     if space.activation == "sin":
         z = space.forward.w0 * z
     return FUNCTIONS[space.activation or ""](z)
+
+
+def _run(space: Layered, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    if isinstance(space, Residual):
+        return _run_sums(space, w, x)
+    return (_run_convolutions if space.layers[0].conv else _run_dense)(space, w, x)
 
 
 def _run_dense(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -196,10 +214,36 @@ def _run_convolutions(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> Tenso
         if layer is space.layers[-1]:
             break
         h = _pooled(forward.pooling, _activate(space, h))
-    h = h.unflatten(1, (batch, -1)).transpose(0, 1)
-    h = h.mean(dim=(3, 4)) if forward.junction == "pool" else h.flatten(2)
+    h = _joined(space, h, batch)
     dense = space.layers[len(convolutions) :]
     return _dense(space, w, h, dense) if dense else h + forward.offset
+
+
+def _joined(space: Layered, h: Tensor, batch: int) -> Tensor:
+    """Images (p, b*channels, height, width) -> what the first dense layer reads, (b, p, cols)."""
+    h = h.unflatten(1, (batch, -1)).transpose(0, 1)
+    return h.mean(dim=(3, 4)) if space.forward.junction == "pool" else h.flatten(2)
+
+
+def _run_sums(space: Residual, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """As `_run_convolutions`, with what earlier layers gave added before the activation."""
+    batch = len(w[space.tensors[0].name])
+    first, last = space.layers[0], space.layers[-1]
+    h, outputs = x if first.conv else x.expand(batch, *x.shape[-2:]), list[Tensor]()
+    for i, layer in enumerate(space.layers):
+        if layer.conv:
+            bias = w[layer.bias].flatten(0, 1) if layer.bias else None
+            groups = batch if i else 1
+            h = F.conv2d(h, w[layer.weight].flatten(0, 1), bias, *space.step(i), groups=groups)
+        else:
+            h = _joined(space, h, batch) if i and space.layers[i - 1].conv else h
+            h = torch.einsum("bpk,bjk->bpj", h, w[layer.weight])
+            h = h + w[layer.bias][:, None] if layer.bias else h
+        h = h + outputs[space.added[i]] if space.added[i] >= 0 else h
+        if layer is not last:
+            h = _activate(space, h)
+        outputs.append(h)
+    return (_joined(space, h, batch) if last.conv else h) + space.forward.offset
 
 
 def _pooled(pooling: str, h: Tensor) -> Tensor:

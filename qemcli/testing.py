@@ -22,7 +22,7 @@ from qemcli import controls
 from qemcli.errors import InconclusiveError
 from qemcli.functions import respond
 from qemcli.groups import Element, act, identity, sample
-from qemcli.spaces import Transformer, WeightSpace, chain_of
+from qemcli.spaces import Transformer, WeightSpace, layered_of
 
 Networks = Mapping[str, Tensor]
 Model = Callable[[dict[str, Tensor]], Tensor]
@@ -229,16 +229,17 @@ def unmatched(
     """A control in no symmetry group: incoming weights scaled, outgoing ones left alone."""
     if isinstance(space, Transformer):
         return controls.unmatched(space, w, generator)
-    batch, space = len(w[space.tensors[0].name]), chain_of(space, "this control")
+    batch, space = len(w[space.tensors[0].name]), layered_of(space, "this control")
     g = sample("scale", space.running("relu"), batch, generator, scale_range)
-    scaled = act(g, space, w)
-    pairs, wanted = space.matrices(w), space.matrices(scaled)
-    moved = []
-    for l, ((weight, _), (_, bias)) in enumerate(zip(pairs, wanted, strict=True)):
-        factor = g.factor.get(f"h{l + 1}")
-        row = 1.0 if factor is None else factor.to(weight.device)[:, :, None, None]
-        moved.append(((weight * row).to(weight.dtype), bias))
-    return space.from_matrices(moved)
+    moved = act(g, space, w)  # in which biases are as they should be
+    for layer in space.layers:
+        weight = w[layer.weight]
+        factor = g.factor.get(space[layer.weight].axes[0].name)
+        if factor is not None:
+            row = factor.to(weight.device).reshape(batch, -1, *([1] * (weight.dim() - 2)))
+            weight = (weight * row).to(weight.dtype)
+        moved[layer.weight] = weight
+    return moved
 
 
 CONTROLS: dict[str, Callable[[WeightSpace, Networks, torch.Generator], dict[str, Tensor]]] = {

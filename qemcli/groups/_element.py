@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qemcli.errors import InputError
-from qemcli.spaces import Axis, NamedTensor, Residual, WeightSpace, chain_of
+from qemcli.spaces import Axis, NamedTensor, WeightSpace, layered_of
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ def act(g: Element, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Te
     if not g.index:
         return {t.name: w[t.name] for t in space.tensors}
     g = g.to(w[space.tensors[0].name].device)
-    chained = space if isinstance(space, Residual) else chain_of(space, "this element")
-    shift = math.pi / chained.forward.w0
+    shift = math.pi / layered_of(space, "this element").forward.w0
     return {t.name: _moved(g, t, w[t.name], shift) for t in space.tensors}
 
 

@@ -13,7 +13,7 @@ from qemcli.spaces._notation import Axis, NamedTensor, parse
 from qemcli.spaces._space import ACTIVATIONS, HOMOGENEOUS, ODD, WeightSpace
 from qemcli.spaces.chain import CONVENTIONS, Chain, Forward, Layer, chain, chain_of, cnn, mlp, siren
 from qemcli.spaces.opaque import Opaque, opaque
-from qemcli.spaces.residual import Residual, residual
+from qemcli.spaces.residual import Layered, Residual, layered_of, residual
 from qemcli.spaces.transformer import (
     FROZEN,
     ROLES,
@@ -38,6 +38,7 @@ __all__ = [
     "Chain",
     "Forward",
     "Layer",
+    "Layered",
     "NamedTensor",
     "Opaque",
     "Place",
@@ -49,6 +50,7 @@ __all__ = [
     "chain",
     "chain_of",
     "cnn",
+    "layered_of",
     "mlp",
     "opaque",
     "parse",

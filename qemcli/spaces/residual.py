@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qemcli.errors import InputError
 from qemcli.spaces._notation import Axis, NamedTensor, parse
 from qemcli.spaces._space import WeightSpace
-from qemcli.spaces.chain import Chain, Forward, Layer
+from qemcli.spaces.chain import Chain, Forward, Layer, chain_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,11 @@ class Residual(WeightSpace, kind="residual"):
         """The axis that every layer writes: `h1` of the first; of layers that are added to each
         other that of the earliest; `y` of the last."""
         return _axes(self.added)
+
+    def step(self, i: int) -> tuple[int, tuple[int, int]]:
+        """(stride, padding in height and width) of the convolution that is layer i."""
+        height, width = self[self.layers[i].weight].unfolded[2:]
+        return (1 if i else self.forward.stride), (height // 2, width // 2)
 
     @property
     def hidden(self) -> dict[str, int]:
@@ -127,18 +132,28 @@ class Residual(WeightSpace, kind="residual"):
         forward["image"] = tuple(forward["image"]) if forward.get("image") else None
         forward["levels"] = tuple(forward["levels"])
         added, run = tuple(record["added"]), Forward(**forward)
-        _check(layers, added)
+        _check(tensors, layers, added)
         return cls(record["family"], tensors, layers, added, record["activation"], run)
+
+
+Layered = Chain | Residual  # networks of affine layers, with sums or without
+
+
+def layered_of(space: WeightSpace, what: str) -> Layered:
+    """The space itself where it is made of affine layers; UnsupportedError where it is not: `what`
+    is for no other."""
+    return space if isinstance(space, Residual) else chain_of(space, what)
 
 
 def residual(chain: Chain, added: Sequence[int]) -> Residual:
     """The layers of a chain with sums: `residual(cnn([1, 8, 4, 8], 10), [-1, -1, 0, -1])` adds what
     the first convolution gives to what the third gives.
 
-    InputError where a sum is of layers of different widths or kinds, or reads a later layer.
+    InputError where a sum is of layers of different widths or kinds, or reads a later layer, or
+    where a kernel has no middle, so that images do not keep their size.
     """
     added = tuple(added)
-    _check(chain.layers, added)
+    _check(chain.tensors, chain.layers, added)
     axes = _axes(added)
     renamed = {"x": "x", "y": "y"} | {f"h{i}": axis for i, axis in enumerate(axes, start=1)}
 
@@ -164,7 +179,11 @@ def _axes(added: Sequence[int]) -> tuple[str, ...]:
     return (*(f"h{i + 1}" for i in first[:-1]), "y")
 
 
-def _check(layers: Sequence[Layer], added: Sequence[int]) -> None:
+def _check(tensors: Sequence[NamedTensor], layers: Sequence[Layer], added: Sequence[int]) -> None:
+    kernels = {t.name: t.unfolded[2:] for t in tensors}
+    for layer in layers[1:]:
+        if layer.conv and any(side % 2 == 0 for side in kernels[layer.weight]):
+            raise InputError(f"tensor '{layer.weight}': an even kernel changes the image's size")
     if len(added) != len(layers):
         raise InputError(f"{len(layers)} layers, and sums are stated of {len(added)}")
     last = len(layers) - 1

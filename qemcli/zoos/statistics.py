@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from qemcli.spaces import Chain, Opaque, WeightSpace
+from qemcli.spaces import Layered, Opaque, WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NAMES = ("mean", "var", "q0", "q25", "q50", "q75", "q100")
@@ -42,10 +42,10 @@ def ties(space: WeightSpace, flat: np.ndarray) -> np.ndarray:
     """(n, D) -> (n,) int32: hidden neurons that share their bias with another of the same layer.
 
     Zero is general position: then an order by biases is one representative of a permutation orbit.
-    Counted in chains only: elsewhere it is 0.
+    Counted in networks of affine layers only: elsewhere it is 0.
     """
     count = np.zeros(len(flat), dtype=np.int32)
-    if not isinstance(space, Chain):
+    if not isinstance(space, Layered):
         return count
     hidden = {layer.bias for layer in space.layers[:-1] if layer.bias}
     at = 0
