@@ -18,6 +18,7 @@ from qemcli.errors import InputError
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
 MAX_TENSORS = 500_000
 MAX_PARTS = 16 * MAX_TENSORS  # commas and brackets: what JSON takes in memory grows with them
+_METADATA = b'{"__metadata__":'
 _DTYPES = {  # name in the file -> (torch's name, bits)
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16),
     "BF16": ("bfloat16", 16), "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8),
@@ -111,6 +112,19 @@ def parse(raw: bytes, size: int, where: str | Path) -> Header:
     return Header(slots, metadata, total)
 
 
+def split(raw: bytes) -> tuple[dict[str, str], str | bytes]:
+    """(metadata, what follows them) of a header that begins with them, as the library writes it;
+    ({}, the header) of any other. Of headers that end alike only the first has to be parsed."""
+    if not raw.startswith(_METADATA):
+        return {}, raw
+    try:
+        text = raw.decode("utf-8")
+        found, end = _STRICT.raw_decode(text, len(_METADATA))
+        return _metadata(found), text[end:]
+    except (ValueError, RecursionError):
+        return {}, raw  # `parse` says what is wrong with it
+
+
 def _refuse(where: str | Path, reason: str) -> NoReturn:
     raise InputError(f"{where}: {reason}", "download or write it again") from None
 
@@ -128,6 +142,9 @@ def _no_constant(text: str) -> NoReturn:
     raise _Bad(f"{text} in the header")
 
 
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
 def _json(raw: bytes) -> dict[str, Any]:
     if raw[:1] != b"{":
         raise _Bad("its header does not begin with '{'")
@@ -139,7 +156,7 @@ def _json(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise _Bad(f"its header is not UTF-8 (byte {error.start})") from None
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _STRICT.decode(text)
     except _Bad:
         raise
     except (ValueError, RecursionError) as error:

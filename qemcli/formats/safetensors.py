@@ -10,9 +10,9 @@ import numpy as np
 
 from qemcli.checkpoints import FLOATS, Checkpoint, identify, is_pickle, peek
 from qemcli.errors import InputError
-from qemcli.formats._safetensors_header import MAX_HEADER, Header, parse, read_header
+from qemcli.formats._safetensors_header import MAX_HEADER, Header, parse, read_header, split
 
-__all__ = ["Header", "decode", "of", "open", "parse", "read_header", "sniff"]
+__all__ = ["Header", "decode", "of", "open", "parse", "read_header", "sniff", "split"]
 
 
 def sniff(path: Path) -> bool:

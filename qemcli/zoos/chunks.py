@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +18,8 @@ from qemcli.formats import safetensors
 from qemcli.recognition import turns
 from qemcli.spaces import WeightSpace
 from qemcli.writing import beside
-from qemcli.zoos.scan import Entry, Reader, described, labels
-from qemcli.zoos.statistics import describe
+from qemcli.zoos.scan import STATED, Entry, Reader, described, labels
+from qemcli.zoos.statistics import describe, fitting
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 
 KEY = b"qem.part"
 SMALL = 8 << 20  # bytes; a larger file is read tensor by tensor
-BLOCK = 128  # rows of one computation: more do not fit a core's cache
-HEADERS = 4096  # headers remembered at a time
+HEADERS = 64 << 20  # characters of lists of tensors that are remembered
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ class FileChunk:
                 reason = error.message.removeprefix(path)
                 batch.failures.append({"checkpoint": entry.file, "reason": reason})
         spaces = {arch: s.to_json() for arch, s in loader.reader.spaces().items()}
-        _save(file, list(batch.tables()), batch.failures, spaces)
+        tables = [group.table() for group in batch.groups.values()]
+        _save(file, tables, batch.failures, spaces)
 
 
 @dataclass(frozen=True)
@@ -117,21 +116,48 @@ def _loader(root: str, activation: str | None, heads: int | None) -> Loader:
 @dataclass(frozen=True)
 class Layout:
     """How the data of files with the same tensors lie: `spans` of float32 in the order of the
-    space."""
+    space; None where they cannot be taken as they are."""
 
     space: WeightSpace
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[slice, ...] | None
 
 
-@dataclass
 class Group:
-    """Checkpoints of one layout: what is known of each, its file, and its data section or row."""
+    """Checkpoints of one layout: what is known of each, its file, and statistics, computed a block
+    of rows at a time."""
 
-    known: list[dict[str, Any]] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    data: list[Any] = field(default_factory=list)
+    def __init__(self, space: WeightSpace) -> None:
+        self.space = space
+        self.known: list[dict[str, Any]] = []
+        self.entries: list[Entry] = []
+        self.described: list[dict[str, np.ndarray]] = []
+        self.block = np.empty((fitting(space.size), space.size), np.float32)
+        self.filled = 0
 
-    def columns(self) -> dict[str, Any]:
+    def add(self, known: dict[str, Any], entry: Entry, parts: list[np.ndarray]) -> None:
+        """`parts`, one after the other, are the weights in the order of the space."""
+        np.concatenate(parts, out=self.block[self.filled])
+        self.known.append(known)
+        self.entries.append(entry)
+        self.filled += 1
+        if self.filled == len(self.block):
+            self._describe()
+
+    def _describe(self) -> None:
+        if self.filled:
+            self.described.append(describe(self.space, self.block[: self.filled]))
+            self.filled = 0
+
+    def table(self) -> pyarrow.Table:
+        """The index rows."""
+        import pyarrow
+
+        self._describe()
+        found = self.described
+        described = {n: _column(np.concatenate([f[n] for f in found])) for n in found[0]}
+        return pyarrow.table({**self._columns(), **described})
+
+    def _columns(self) -> dict[str, Any]:
         """The index columns that need no weights."""
         import pyarrow
 
@@ -153,77 +179,70 @@ class Group:
 class Batch:
     """What was read of a chunk so far."""
 
-    groups: dict[int, tuple[Layout, Group]] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, layout: Layout, known: dict[str, Any], entry: Entry, data: Any) -> None:
+    def add(
+        self, layout: Layout, known: dict[str, Any], entry: Entry, parts: list[np.ndarray]
+    ) -> None:
         """`known` are index columns; files with the same header share one dict."""
-        group = self.groups.setdefault(id(layout), (layout, Group()))[1]
-        group.known.append(known)
-        group.entries.append(entry)
-        group.data.append(data)
-
-    def tables(self) -> Iterator[pyarrow.Table]:
-        """One table a layout, statistics included."""
-        import pyarrow
-
-        for layout, group in self.groups.values():
-            blocks = [group.data[i : i + BLOCK] for i in range(0, len(group.data), BLOCK)]
-            found = [describe(layout.space, _flat(layout, block)) for block in blocks]
-            described = {n: _column(np.concatenate([f[n] for f in found])) for n in found[0]}
-            yield pyarrow.table({**group.columns(), **described})
-
-
-def _flat(layout: Layout, data: list[Any]) -> np.ndarray:
-    """(n, D) float32 of n data sections, or of n rows."""
-    if not layout.spans:
-        return np.stack(data)
-    stored = np.frombuffer(b"".join(data), "<f4").reshape(len(data), -1)
-    return np.concatenate([stored[:, a:b] for a, b in layout.spans], axis=1)
+        group = self.groups.get(id(layout))
+        if group is None:
+            group = self.groups[id(layout)] = Group(layout.space)
+        group.add(known, entry, parts)
 
 
 @dataclass
 class Loader:
-    """Reads checkpoints into a batch; a safetensors header that was met before is not parsed
-    again."""
+    """Reads checkpoints into a batch; a list of tensors that was met before is not parsed again,
+    whatever the metadata in front of it say."""
 
     reader: Reader
-    met: dict[tuple[bytes, int], tuple[Layout, dict[str, Any]]] = field(default_factory=dict)
+    met: dict[Any, tuple[Layout, dict[str, Any]]] = field(default_factory=dict)
     layouts: dict[Any, Layout] = field(default_factory=dict)
+    held: int = 0
 
     def add(self, batch: Batch, entry: Entry) -> None:
         """Read one file whole; raises a QemError where it is no checkpoint."""
         path = f"{self.reader.root}/{entry.file}"
         data = _bytes(path, entry) if entry.size <= SMALL else b""
-        length = int.from_bytes(data[:8], "little")
-        if data[8:9] != b"{" or 8 + length > len(data):
+        start = 8 + int.from_bytes(data[:8], "little")
+        if data[8:9] != b"{" or start > len(data):
             return self._add_slowly(batch, entry)
-        key = (data[8 : 8 + length], len(data))
+        metadata, tensors = safetensors.split(data[8:start])
+        told = tuple(metadata.get(name) for name in STATED) if metadata else ()
+        key = (tensors, len(data) - start, told)
         if key not in self.met:
-            self._learn(key, Path(path))
+            self._learn(key, data[8:start], len(data), Path(path))
         layout, known = self.met[key]
-        if layout.spans:
-            batch.add(layout, known, entry, data[8 + length :])
+        if metadata:
+            known = {**known, "size": entry.size, **labels(metadata)}
+        if layout.spans is None:
+            parts = [safetensors.open(Path(path)).row(layout.space)]
         else:
-            batch.add(layout, known, entry, safetensors.open(Path(path)).row(layout.space))
+            stored = np.frombuffer(data, "<f4", offset=start)
+            parts = [stored[span] for span in layout.spans]
+        batch.add(layout, known, entry, parts)
 
     def _add_slowly(self, batch: Batch, entry: Entry) -> None:
         checkpoint, space = self.reader.open(entry)
-        layout = self.layouts.setdefault(("rows", id(space)), Layout(space, ()))
+        layout = self.layouts.setdefault(("rows", id(space)), Layout(space, None))
         known = described(entry.size, checkpoint, space, self.reader)
-        batch.add(layout, {**known, **labels(checkpoint.metadata)}, entry, checkpoint.row(space))
+        row = checkpoint.row(space)
+        batch.add(layout, {**known, **labels(checkpoint.metadata)}, entry, [row])
 
-    def _learn(self, key: tuple[bytes, int], path: Path) -> None:
-        header = safetensors.parse(*key, path)
+    def _learn(self, key: Any, raw: bytes, size: int, path: Path) -> None:
+        header = safetensors.parse(raw, size, path)
         checkpoint = safetensors.of(path, header)
         space = self.reader.space(checkpoint)
-        slots = tuple(header.slots.items())
-        spans = _spans(space, header, 8 + len(key[0]), checkpoint)
+        slots = tuple((n, s.dtype, s.begin - 8 - len(raw)) for n, s in header.slots.items())
+        spans = _spans(space, header, 8 + len(raw), checkpoint)
         layout = self.layouts.setdefault((id(space), slots), Layout(space, spans))
-        if len(self.met) >= HEADERS:
+        self.held += len(key[0])
+        if self.held > HEADERS:
             self.met.clear()
-        known = described(key[1], checkpoint, space, self.reader)
-        self.met[key] = (layout, {**known, **labels(checkpoint.metadata)})
+            self.held = len(key[0])
+        self.met[key] = (layout, described(size, checkpoint, space, self.reader))
 
 
 def _bytes(path: str, entry: Entry) -> bytes:
@@ -244,15 +263,14 @@ def _bytes(path: str, entry: Entry) -> bytes:
 
 def _spans(
     space: WeightSpace, header: safetensors.Header, start: int, checkpoint: Checkpoint
-) -> tuple[tuple[int, int], ...]:
-    """Where each tensor of the space lies, counted in float32; empty where they cannot be taken
-    as they are."""
+) -> tuple[slice, ...] | None:
+    """Where each tensor of the space lies, counted in float32; None where they cannot be taken as
+    they are."""
     slots = [header.slots[name] for name in space.names]
-    turned = turns(checkpoint.shapes)
     odd = any(s.dtype != "float32" or (s.begin - start) % 4 for s in slots)
-    if odd or turned or (header.total - start) % 4:
-        return ()
-    return tuple(((s.begin - start) // 4, (s.end - start) // 4) for s in slots)
+    if odd or turns(checkpoint.shapes) or (header.total - start) % 4 or not slots:
+        return None
+    return tuple(slice((s.begin - start) // 4, (s.end - start) // 4) for s in slots)
 
 
 def _column(values: Any) -> Any:
