@@ -69,13 +69,16 @@ class _Fitting:
     def _find(self, space: WeightSpace) -> Predictor | InputError:
         if self.given is None:
             try:
-                return choose(self.task, space, self.say, self.classes)
+                return choose(self.task, space, self.say, self.classes).on(space)
             except InputError as error:
                 return error
         if self.given.fits(space):
-            return self.given
+            if not self.given.met(space):
+                self.say(f"note: {self.given.name} has met no {space.title} in training")
+            return self.given.on(space)
         reason = f"{space.title}: not what '{self.given.name}' reads"
-        return InputError(reason, f"it reads {self.given.space.title}")
+        more = f", and {len(self.given.others)} others" if self.given.others else ""
+        return InputError(reason, f"it reads {self.given.space.title}{more}")
 
 
 def answer(

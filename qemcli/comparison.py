@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,10 +40,11 @@ import torch
 from qemcli import groups, registry
 from qemcli.errors import UsageError
 from qemcli.machine import steady
-from qemcli.predictors import Design, Predictor
+from qemcli.predictors import Design, Predictor, calibrate
 from qemcli.processes import spread
 from qemcli.recipes import fields, read_toml
 from qemcli.samples import Sample, carried, scored
+from qemcli.spaces import WeightSpace
 from qemcli.testing import invariance_error
 from qemcli.training import Rows, Run, Schedule
 from qemcli.writing import beside
@@ -149,9 +151,12 @@ def _schedule(plan: Comparison, augment: Range | None) -> Schedule:
 def orbit(sample: Sample, group: str, scales: Range, seed: int) -> Sample:
     """Every network under one random element of its own."""
     generator = torch.Generator().manual_seed(seed)
-    element = groups.sample(group, sample.space, len(sample), generator, scale_range=scales)
-    w = groups.act(element, sample.space, sample.space.unflatten(sample.flat))
-    return dataclasses.replace(sample, flat=sample.space.flatten(w))
+
+    def move(space: WeightSpace, flat: torch.Tensor) -> torch.Tensor:
+        element = groups.sample(group, space, len(flat), generator, scale_range=scales)
+        return space.flatten(groups.act(element, space, space.unflatten(flat)))
+
+    return dataclasses.replace(sample, networks=sample.networks.map(move))
 
 
 def doubled(sample: Sample, group: str, scales: Range, seed: int) -> Sample:
@@ -160,8 +165,8 @@ def doubled(sample: Sample, group: str, scales: Range, seed: int) -> Sample:
 
     copy = orbit(sample, group, scales, seed)
     index = pandas.concat([sample.index, copy.index], ignore_index=True)
-    flat, target = torch.cat([sample.flat, copy.flat]), torch.cat([sample.target, copy.target])
-    return dataclasses.replace(sample, flat=flat, target=target, index=index)
+    networks, target = sample.networks.followed(copy.networks), torch.cat([sample.target] * 2)
+    return dataclasses.replace(sample, networks=networks, target=target, index=index)
 
 
 def run(
@@ -176,14 +181,15 @@ def run(
         learn = {n: doubled(s, plan.group, trial.augment, 7 + trial.seed) for n, s in learn.items()}
     with torch.random.fork_rng():
         torch.manual_seed(trial.seed)
-        model = trial.design.build(sample.space, task.outputs(sample.classes))
-    rows = {n: Rows(carried(trial.design, s.space, s.flat), s.target) for n, s in learn.items()}
-    model.calibrate(sample.space.unflatten(rows["train"].flat))
+        model = trial.design.build_mixed(sample.spaces, task.outputs(sample.classes))
+    rows = {n: Rows(carried(trial.design, s.networks), s.target) for n, s in learn.items()}
+    calibrate(model, rows["train"].networks)
     start = time.process_time()
-    Run(model, sample.space, task, trial.schedule, trial.seed).fit(rows["train"], rows["val"])
+    Run(model, task, trial.schedule, trial.seed).fit(rows["train"], rows["val"])
     seconds = time.process_time() - start
+    space, *others = sample.spaces
     predictor = Predictor(
-        trial.name, sample.space, trial.design, plan.task, model, classes=sample.classes
+        trial.name, space, trial.design, plan.task, model, {}, sample.classes, tuple(others)
     )
     return _measured(trial, plan, predictor, parts["test"], seconds)
 
@@ -193,13 +199,15 @@ def _measured(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     task = registry.load("tasks", plan.task)
     start = time.process_time()
-    answers = predictor.predict(test.flat)
+    answers = predictor.predict_all(test.networks)
     per_network = (time.process_time() - start) / len(test)
     prediction, label_ = scored(task, answers, test.target)
     predictions = {"none": prediction}
     for scales in dict.fromkeys((*plan.ranges, *filter(None, [trial.augment]))):
         copies = orbit(test, plan.group, scales, 99)
-        predictions[named(scales)], _ = scored(task, predictor.predict(copies.flat), test.target)
+        predictions[named(scales)], _ = scored(
+            task, predictor.predict_all(copies.networks), test.target
+        )
     row: dict[str, Any] = {
         "design": trial.name,
         "augment": named(trial.augment),
@@ -233,15 +241,19 @@ def named(scales: Range | None) -> str:
 
 def worst_error(predictor: Predictor, group: str, test: Sample, networks: int = 64) -> float:
     """Largest change of the answer along the orbit over the spread of the answers, in float64."""
-    flat = test.flat[:networks].double()
-    w = test.space.unflatten(flat)
-    element = groups.sample(group, test.space, len(flat), torch.Generator().manual_seed(5))
-    predictor.model.double()
-    try:
-        error = invariance_error(predictor, test.space, w, element)
-    finally:
-        predictor.model.float()
-    return float(error.max())
+    errors = []
+    for space, flat, _ in test.networks.parts(torch.arange(min(networks, len(test)))):
+        if len(flat) < 2 and test.networks.mixed:
+            continue  # one answer has no spread
+        rows = flat.double()
+        element = groups.sample(group, space, len(rows), torch.Generator().manual_seed(5))
+        predictor.model.double()
+        try:
+            ask = predictor.on(space)
+            errors.append(invariance_error(ask, space, space.unflatten(rows), element))
+        finally:
+            predictor.model.float()
+    return float(torch.cat(errors).max()) if errors else math.nan
 
 
 def _save(row: dict[str, Any], predictions: dict[str, np.ndarray], path: Path) -> None:
@@ -284,7 +296,7 @@ def compare(
     """Run what is not yet in `folder`/runs, one single-threaded process a worker; returns every
     run."""
     folder.joinpath("runs").mkdir(parents=True, exist_ok=True)
-    data = hashlib.sha256(sample.flat.numpy().tobytes()).hexdigest()
+    data = sample.networks.hash()
     kept = [(t, folder / "runs" / f"{t.key(plan, data)}.parquet") for t in trials(plan)]
     todo = [(trial, path) for trial, path in kept if not path.is_file()]
     advance(len(kept) - len(todo))

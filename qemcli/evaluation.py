@@ -16,6 +16,7 @@ from qemcli.errors import InputError, UsageError
 from qemcli.intervals import interval
 from qemcli.predictors import Predictor, run_alike
 from qemcli.samples import Sample, gather, scored
+from qemcli.spaces import WeightSpace
 
 if TYPE_CHECKING:
     from qemcli.zoos.zoo import Zoo
@@ -70,18 +71,34 @@ def held_out(zoo: Zoo, split: str, say: Callable[[str], None]) -> Zoo:
 def moved(sample: Sample, plan: Plan) -> Iterator[tuple[str, Sample]]:
     """The sample as it is, then under one random element of the group a network."""
     yield "none", sample
-    if plan.group is None:
+    group = plan.group
+    if group is None:
         return
-    reason = groups.allowed(plan.group, sample.space)
-    if reason:
-        raise UsageError(f"--augment {plan.group}: {reason}")
+    for space in sample.spaces:
+        if reason := groups.allowed(group, space):
+            raise UsageError(f"--augment {group}: {reason}")
     generator = torch.Generator().manual_seed(plan.seed)
-    element = groups.sample(
-        plan.group, sample.space, len(sample), generator, scale_range=plan.scales
+
+    def move(space: WeightSpace, flat: torch.Tensor) -> torch.Tensor:
+        element = groups.sample(group, space, len(flat), generator, scale_range=plan.scales)
+        return space.flatten(groups.act(element, space, space.unflatten(flat)))
+
+    name = f"{group} {plan.scales[0]:g}:{plan.scales[1]:g}"
+    yield name, replace(sample, networks=sample.networks.map(move))
+
+
+def readable(predictor: Predictor, space: WeightSpace) -> None:
+    """InputError where the predictor does not read networks of this weight space as they are."""
+    if predictor.reads(space) or (predictor.fits(space) and not predictor.met(space)):
+        return
+    own = predictor.space.title
+    if predictor.others:
+        own = f"{len(predictor.spaces)} architectures, most of them {own}"
+    alike = any(run_alike(s, space) for s in predictor.spaces)
+    raise InputError(
+        f"'{predictor.name}' reads {own}; the zoo holds "
+        f"{space.title}{'' if alike else ', run in another way'}"
     )
-    w = groups.act(element, sample.space, sample.space.unflatten(sample.flat))
-    name = f"{plan.group} {plan.scales[0]:g}:{plan.scales[1]:g}"
-    yield name, replace(sample, flat=sample.space.flatten(w))
 
 
 def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]:
@@ -90,15 +107,11 @@ def evaluate(predictor: Predictor, zoo: Zoo, plan: Plan) -> list[dict[str, Any]]
     if plan.thresholds != Plan.thresholds and not task.ORDERED:
         raise UsageError(f"--thresholds: a {task.TARGET} is neither more nor less than another")
     sample = gather([zoo], task, edit=predictor.design.edit)
-    if not predictor.reads(sample.space):
-        alike = run_alike(predictor.space, sample.space)
-        raise InputError(
-            f"'{predictor.name}' reads {predictor.space.title}; the zoo holds "
-            f"{sample.space.title}{'' if alike else ', run in another way'}"
-        )
+    for space in sample.spaces:
+        readable(predictor, space)
     rows = []
     for name, networks in moved(sample, plan):
-        answers = predictor.predict(networks.flat, plan.batch_size, plan.device)
+        answers = predictor.predict_all(networks.networks, plan.batch_size, plan.device)
         prediction, label = scored(task, answers, networks.target)
         for threshold in plan.thresholds:
             keep = label >= threshold
@@ -128,4 +141,5 @@ def predicted(predictor: Predictor, zoo: Zoo, plan: Plan) -> tuple[np.ndarray, n
     """(predictions, labels) of the zoo's labelled networks, as they are stored."""
     task = registry.load("tasks", predictor.task)
     sample = gather([zoo], task, edit=predictor.design.edit)
-    return scored(task, predictor.predict(sample.flat, plan.batch_size, plan.device), sample.target)
+    answers = predictor.predict_all(sample.networks, plan.batch_size, plan.device)
+    return scored(task, answers, sample.target)

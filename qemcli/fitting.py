@@ -18,7 +18,7 @@ import torch
 from qemcli import __version__, registry
 from qemcli.errors import InputError, UsageError
 from qemcli.evaluation import with_intervals
-from qemcli.predictors import Predictor
+from qemcli.predictors import Predictor, calibrate
 from qemcli.recipes import Recipe
 from qemcli.samples import Sample, carried, gather, scored
 from qemcli.training import Rows, Run
@@ -71,7 +71,7 @@ def collect(
     ]
     task = registry.load("tasks", recipe.task)
     sample = gather(opened, task, activation, recipe.design.edit)
-    if recipe.design.balanced and sample.space.activation is None:
+    if recipe.design.balanced and any(space.activation is None for space in sample.spaces):
         say("note: activation not known, so nothing is balanced; pass --activation NAME")
     sample = with_split(sample, recipe.seed, say)
     test = sample.index["split"].to_numpy() == "test"
@@ -108,24 +108,25 @@ def fit(
     task = registry.load("tasks", recipe.task)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        model = recipe.design.build(sample.space, task.outputs(sample.classes))
-    flat = carried(recipe.design, sample.space, sample.flat)
-    ready = dataclasses.replace(sample, flat=flat)
+        model = recipe.design.build_mixed(sample.spaces, task.outputs(sample.classes))
+    ready = dataclasses.replace(sample, networks=carried(recipe.design, sample.networks))
     train, val, test = (ready.split(name) for name in ("train", "val", "test"))
-    if len(train):
-        model.calibrate(sample.space.unflatten(train.flat))
+    calibrate(model, train.networks)
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(model, sample.space, task, recipe.schedule, recipe.seed, device, folder / STATE)
-    history = run.fit(Rows(train.flat, train.target), Rows(val.flat, val.target), resume, on_epoch)
+    run = Run(model, task, recipe.schedule, recipe.seed, device, folder / STATE)
+    learn, hold = (Rows(part.networks, part.target) for part in (train, val))
+    history = run.fit(learn, hold, resume, on_epoch)
     if not len(test):
         raise InputError(
             "no network is held out for the test score", "add split 'test' to the zoo's index"
         )
+    space, *others = sample.spaces
     predictor = Predictor(
-        folder.name, sample.space, recipe.design, recipe.task, model.cpu(), classes=sample.classes
-    )
+        folder.name, space, recipe.design, recipe.task, model.cpu(), {}, sample.classes,
+        tuple(others),
+    )  # fmt: skip
     held = sample.split("test")
-    pair = scored(task, predictor.predict(held.flat), held.target)
+    pair = scored(task, predictor.predict_all(held.networks), held.target)
     score = {"n": len(held), **with_intervals(task, *pair, recipe.seed)}
     predictor.provenance = provenance(recipe, sample, len(train), len(val), score)
     if run.team.rank == 0:
@@ -152,6 +153,23 @@ def provenance(
     }
 
 
+def _reads(predictor: Predictor) -> str:
+    """The networks that it was trained on, in a sentence."""
+    space = predictor.space
+    if not predictor.others:
+        return (
+            f"Reads {space.family} networks of widths {space.widths}, {space.activation}, of "
+            f"{space.size:,} parameters each."
+        )
+    sizes = [one.size for one in predictor.spaces]
+    depths = [len(one.widths) - 1 for one in predictor.spaces]
+    return (
+        f"Reads networks of many architectures; it was trained on {len(sizes)}, of {min(sizes):,} "
+        f"to {max(sizes):,} parameters and {min(depths)} to {max(depths)} layers, most of them "
+        f"{space.title}."
+    )
+
+
 def _names(recipe: Recipe) -> list[str]:
     """The zoos by name: where they lie on this machine is nobody's business."""
     return [Path(zoo).name for zoo in recipe.zoos]
@@ -172,7 +190,7 @@ def _write(
 
 def card(predictor: Predictor, recipe: Recipe, score: dict[str, Any]) -> str:
     """The card of a freshly trained predictor: what it reads, what it claims, what it scored."""
-    design, space = predictor.design, predictor.space
+    design = predictor.design
     groups = ", ".join(sorted(predictor.claims)) or "none"
     lines = [
         "---",
@@ -184,8 +202,7 @@ def card(predictor: Predictor, recipe: Recipe, score: dict[str, Any]) -> str:
         "---",
         f"# {predictor.name}",
         "",
-        f"Reads {space.family} networks of widths {space.widths}, {space.activation}, of "
-        f"{space.size:,} parameters each. Has {predictor.parameters:,} parameters.",
+        f"{_reads(predictor)} Has {predictor.parameters:,} parameters.",
         f"Exactly invariant by design to: {groups}.",
         "",
         f"| metric | on {score['n']} held-out networks | 95 % interval |",

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qemcli import registry
-from qemcli.errors import InputError, UsageError
+from qemcli.errors import InputError, UnsupportedError, UsageError
 from qemcli.hub.fetching import fetch
 from qemcli.hub.reference import PREFIX, Reference
+from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.shipped import shipped
 from qemcli.spaces import Chain, Transformer, WeightSpace, chain_of
 from qemcli.writing import beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import ModuleType
 
     from torch import Tensor
 
-    from qemcli.layers.metanetwork import Metanetwork
+    from qemcli.points import Points
 
 FILE = "predictor.safetensors"
 REMOVED = ("scale", "sign", "monomial", "phase")  # the groups that balance takes away
@@ -60,11 +62,7 @@ class Design:
     def build(self, space: WeightSpace, outputs: int = 1) -> Metanetwork:
         """A fresh module for this weight space; UsageError for what the architecture does not
         have."""
-        if self.quasi not in QUASI:
-            raise UsageError(
-                f"no quasi mode is called '{self.quasi}'", registry.suggest(self.quasi, list(QUASI))
-            )
-        module = registry.load("architectures", self.architecture)
+        module = self._module()
         if self.edit is None:
             return module.Model(space, self._configured(module.Config, {"outputs": outputs}))
         if not hasattr(module, "Editor"):
@@ -77,6 +75,30 @@ class Design:
         branches = {"expand": self.config.get("expand", 1)}
         editor = module.Editor(space, self._configured(module.Config, branches))
         return Shown(chain_of(space, "an editor"), editor, self.config.get("pixels", 0))
+
+    def build_mixed(self, spaces: Sequence[WeightSpace], outputs: int = 1) -> Metanetwork | Mixed:
+        """A fresh module for networks of all these weight spaces; as `build` where it is one.
+
+        Raises UnsupportedError where the architecture reads one weight space only.
+        """
+        if len(spaces) == 1:
+            return self.build(spaces[0], outputs)
+        module = self._module()
+        if self.edit is not None or not hasattr(module, "Mixture"):
+            raise UnsupportedError(
+                f"'{self.architecture}' reads networks of one architecture, and these are "
+                f"{len(spaces)}: {_shown(spaces)}",
+                f"{', '.join(mixers())} read many: -a {mixers()[0]}; or pick one with --where, "
+                "e.g. --where \"arch == '...'\"",
+            )
+        return module.Mixture(spaces, self._configured(module.Config, {"outputs": outputs}))
+
+    def _module(self) -> ModuleType:
+        if self.quasi not in QUASI:
+            raise UsageError(
+                f"no quasi mode is called '{self.quasi}'", registry.suggest(self.quasi, list(QUASI))
+            )
+        return registry.load("architectures", self.architecture)
 
     def _configured(self, config: type, given: dict[str, int]) -> Any:
         known = {f.name: f for f in dataclasses.fields(config)}
@@ -104,6 +126,27 @@ def editors() -> list[str]:
     return [n for n in names if hasattr(registry.load("architectures", n), "Editor")]
 
 
+def mixers() -> list[str]:
+    """The architectures of which one predictor reads networks of many."""
+    names = registry.names("architectures")
+    return [n for n in names if hasattr(registry.load("architectures", n), "Mixture")]
+
+
+def _shown(spaces: Sequence[WeightSpace], most: int = 3) -> str:
+    """The first few, in words."""
+    more = [f"and {len(spaces) - most} more"] if len(spaces) > most else []
+    return "; ".join([*(space.title for space in spaces[:most]), *more])
+
+
+def calibrate(model: Metanetwork | Mixed, points: Points) -> None:
+    """Set the model's constants from the networks that it is trained on."""
+    parts = [(space, space.unflatten(flat)) for space, flat, _ in points.parts()]
+    if isinstance(model, Mixed):
+        model.calibrate(parts)
+    elif parts:
+        model.calibrate(parts[0][1])
+
+
 def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights as the metanetwork takes them: carried to their balanced representative, or as
     they are."""
@@ -117,24 +160,52 @@ def prepared(design: Design, space: WeightSpace, w: Mapping[str, Tensor]) -> dic
 @dataclass
 class Predictor:
     """A trained metanetwork: `predictor(w)` is its raw answer, `predictor.predict(...)` the
-    task's."""
+    task's.
+
+    One that was trained on `others` too reads networks of all these weight spaces:
+    `predictor.on(space)` is the predictor of one of them.
+    """
 
     name: str
-    space: WeightSpace
+    space: WeightSpace  # of most of the networks that it was trained on
     design: Design
     task: str
-    model: Metanetwork
+    model: Metanetwork | Mixed
     provenance: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()  # their names, where the task has classes
+    others: tuple[WeightSpace, ...] = ()
 
     def __call__(self, w: Mapping[str, Tensor]) -> Tensor:
         """w of (b, *shape) -> raw outputs (b, outputs), the balance included."""
-        return self.model(prepared(self.design, self.space, w))
+        return self.reader(prepared(self.design, self.space, w))
+
+    @property
+    def spaces(self) -> tuple[WeightSpace, ...]:
+        """The weight spaces of the networks that it was trained on."""
+        return (self.space, *self.others)
+
+    @property
+    def reader(self) -> Metanetwork:
+        """What reads networks of `space`."""
+        return self.model.on(self.space)
+
+    def on(self, space: WeightSpace) -> Predictor:
+        """The predictor of networks of this weight space, with the same parameters; itself where
+        it reads one only. UnsupportedError where the design cannot read them."""
+        if not isinstance(self.model, Mixed):
+            return self
+        known = next((s for s in self.spaces if _alike(s, space)), None)
+        seen = space.running(known.activation) if known else space
+        return replace(self, space=seen, model=self.model.on(seen), others=())
+
+    def met(self, space: WeightSpace) -> bool:
+        """True where networks of this weight space were among those that it was trained on."""
+        return any(_alike(s, space) for s in self.spaces)
 
     @property
     def metanetwork(self) -> Metanetwork:
         """What reads the weights: the editor behind the pictures of an editor, else the model."""
-        return getattr(self.model, "editor", self.model)
+        return getattr(self.reader, "editor", self.reader)
 
     @property
     def parameters(self) -> int:
@@ -142,8 +213,12 @@ class Predictor:
 
     @property
     def claims(self) -> set[str]:
-        """The groups under which the answer is exactly invariant by design."""
-        own = set(self.model.claims(self.space))
+        """The groups under which the answer is exactly invariant by design, of whatever weight
+        space that has them."""
+        if self.others:
+            each = [self.on(space) for space in self.spaces]
+            return set.union(*(one.claims for one in each))
+        own = set(self.reader.claims(self.space))
         if self.design.balanced:
             from qemcli.groups import applicable
 
@@ -172,26 +247,46 @@ class Predictor:
             for rows in flat.split(batch_size):
                 finite = rows.isfinite().all(dim=1)
                 clean = torch.where(finite[:, None], rows, torch.zeros_like(rows)).to(device)
-                ask = self.model if carried else self
+                ask = self.reader if carried else self
                 part = answer(ask(self.space.unflatten(clean))).cpu()
                 part[~finite] = float("nan")
                 parts.append(part)
         return torch.cat(parts) if parts else torch.empty(0)
 
+    def predict_all(self, points: Points, batch_size: int = 256, device: str = "cpu") -> Tensor:
+        """As `predict`, of networks of many weight spaces, in their order."""
+        import torch
+
+        found = [
+            (places, self.on(space).predict(flat, batch_size, device))
+            for space, flat, places in points.parts()
+        ]
+        return points.restored(found) if found else torch.empty(0)
+
     def reads(self, space: WeightSpace) -> bool:
         """True where networks of this weight space are what the predictor was trained on."""
-        return self.fits(space) and run_alike(self.space, space)
+        return any(_alike(s, space) and run_alike(s, space) for s in self.spaces)
 
     def fits(self, space: WeightSpace) -> bool:
-        """True where the layers and the activation are its own, in whatever way SIRENs are run."""
-        same = space.activation is None or space.activation == self.space.activation
-        return self.space.fits(space) and same
+        """True where it can read them: the layers and the activation are its own, in whatever way
+        SIRENs are run, or its design reads networks that it has not met."""
+        if self.met(space):
+            return True
+        if not isinstance(self.model, Mixed):
+            return False
+        try:
+            self.model.on(space)
+        except InputError:
+            return False
+        return True
 
     def save(self, folder: Path) -> Path:
         """Write predictor.safetensors into `folder`, beside and renamed; returns the file."""
         from safetensors.torch import save_file
 
         record = {**dataclasses.asdict(self.design), "task": self.task, "name": self.name}
+        if self.others:
+            record["others"] = [space.record() for space in self.others]
         if self.classes:
             record["classes"] = list(self.classes)
         header = {
@@ -221,9 +316,11 @@ class Predictor:
     @classmethod
     def _from(cls, path: Path, header: dict[str, str], state: dict[str, Tensor]) -> Predictor:
         space, record = read_header(path, header)
+        others = others_of(record)
         design = Design(record["architecture"], record["quasi"], record["config"])
         task, classes = record["task"], tuple(record.get("classes", ()))
-        model = design.build(space, registry.load("tasks", task).outputs(classes))
+        outputs = registry.load("tasks", task).outputs(classes)
+        model = design.build_mixed((space, *others), outputs)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -233,7 +330,12 @@ class Predictor:
             ) from None
         provenance = json.loads(header.get("qem.provenance", "{}"))
         name = record.get("name", path.parent.name)
-        return cls(name, space, design, task, model.eval(), provenance, classes)
+        return cls(name, space, design, task, model.eval(), provenance, classes, others)
+
+
+def _alike(own: WeightSpace, space: WeightSpace) -> bool:
+    """The same layers, and the same activation where it is known."""
+    return own.fits(space) and space.activation in (None, own.activation)
 
 
 def run_alike(space: WeightSpace, other: WeightSpace) -> bool:
@@ -259,6 +361,12 @@ def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dic
     if missing:
         raise InputError(f"{path}: the predictor's header lacks {', '.join(sorted(missing))}")
     return WeightSpace.from_json(header.get("qem.space", "")), record
+
+
+def others_of(record: Mapping[str, Any]) -> tuple[WeightSpace, ...]:
+    """The weight spaces, besides the first, that a design record names."""
+    found = record.get("others", ())
+    return tuple(WeightSpace.from_json(json.dumps(other)) for other in found)
 
 
 def locate(where: str | Path) -> Path:
@@ -316,7 +424,7 @@ def choose(
     for folder, theirs, record in headers():
         reads = f"{theirs.family} {theirs.widths}, {theirs.activation}"
         seen.append(f"{folder.name} ({record['task']}, {reads})")
-        fits = theirs.fits(space) and space.activation in (None, theirs.activation)
+        fits = any(_alike(own, space) for own in (theirs, *others_of(record)))
         told = not classes or tuple(record.get("classes", classes)) == classes
         if record["task"] == task and fits and told:
             fitting.append((folder, theirs, reads))

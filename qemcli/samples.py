@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qemcli.edits import find
 from qemcli.errors import InputError
+from qemcli.points import Points
 from qemcli.predictors import Design, prepared
 from qemcli.spaces import Chain, WeightSpace
 
@@ -25,25 +26,30 @@ CHUNK = 1024  # networks carried to their representative at a time
 
 @dataclass(frozen=True)
 class Sample:
-    """Networks of one weight space.
+    """Networks of one weight space, or of several.
 
     Attributes:
-        space: their weight space.
-        flat: (n, D) float32 rows, as the design takes them (balanced where it balances).
+        networks: float32 rows, as the design takes them (balanced where it balances).
         target: (n,) float32, what the task asks; for an edit (n, c h w), the picture that is
             wanted.
         index: their rows of the zoo's index.
         classes: the names of the classes, where the task has some.
     """
 
-    space: WeightSpace
-    flat: Tensor
+    networks: Points
     target: Tensor
     index: pandas.DataFrame
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def spaces(self) -> tuple[WeightSpace, ...]:
+        """Their weight spaces, that of most networks first."""
+        counts = [len(flat) for flat in self.networks.flats]
+        ranked = sorted(range(len(counts)), key=lambda i: -counts[i])
+        return tuple(self.networks.spaces[i] for i in ranked)
 
     def split(self, name: str) -> Sample:
         """The rows whose split column says `name`."""
@@ -52,15 +58,22 @@ class Sample:
     def rows(self, positions: np.ndarray) -> Sample:
         at = torch.from_numpy(positions)
         return replace(
-            self, flat=self.flat[at], target=self.target[at], index=self.index.iloc[positions]
+            self,
+            networks=self.networks.rows(at),
+            target=self.target[at],
+            index=self.index.iloc[positions],
         )
 
 
-def carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
-    """(n, D) -> (n, D), every network as the design takes it; in chunks, so the peak stays
-    small."""
+def carried(design: Design, networks: Points) -> Points:
+    """Every network as the design takes it."""
     if not design.balanced:
-        return flat
+        return networks
+    return networks.map(lambda space, flat: _carried(design, space, flat))
+
+
+def _carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
+    """(n, D) -> (n, D), in chunks, so the peak stays small."""
     out = torch.empty_like(flat)
     for start in range(0, len(flat), CHUNK):
         w = space.unflatten(flat[start : start + CHUNK])
@@ -71,30 +84,31 @@ def carried(design: Design, space: WeightSpace, flat: Tensor) -> Tensor:
 def gather(
     zoos: list[Zoo], task: ModuleType, activation: str | None = None, edit: str | None = None
 ) -> Sample:
-    """The labelled, finite networks of some zoos, which must share one weight space; as they are
-    stored. With an `edit` the target is that of the picture that each network shows.
+    """The labelled, finite networks of some zoos, as they are stored. With an `edit` the target is
+    that of the picture that each network shows, and they must share one weight space.
 
-    Raises InputError where nothing is left, or where the zoos hold more than one weight space.
+    Raises InputError where nothing is left, or an edit is of more than one weight space.
     """
     import pandas
 
     spaces: list[WeightSpace] = []
-    flats, targets, tables = [], [], []
+    parts: list[tuple[int, Tensor]] = []
+    targets, tables = [], []
     for zoo in zoos:
         for space, flat, positions in zoo.load():
             table = zoo.index.iloc[positions]
             target = task.target(table)
             good = np.flatnonzero(np.isfinite(target) & flat.isfinite().all(dim=1).numpy())
             if len(good):
-                spaces.append(space.running(activation))
-                flats.append(flat[torch.from_numpy(good)])
+                number = _number(spaces, space.running(activation))
+                parts.append((number, flat[torch.from_numpy(good)]))
                 targets.append(target[good])
                 tables.append(table.iloc[good])
     if not spaces:
         raise InputError(
             f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with"
         )
-    if any(not _alike(spaces[0], s) for s in spaces):
+    if edit is not None and len(spaces) > 1:
         kinds = sorted({_kind(s) for s in spaces})
         raise InputError(
             f"the zoo mixes weight spaces: {'; '.join(kinds)}",
@@ -103,9 +117,19 @@ def gather(
     target = np.concatenate(targets)
     classes = task.classes(target, [zoo.record for zoo in zoos])
     index = pandas.concat(tables, ignore_index=True)
-    flat = torch.cat(flats)
-    wanted = torch.from_numpy(target).float() if edit is None else find(edit).of(spaces[0], flat)
-    return Sample(spaces[0], flat, wanted, index, classes)
+    found = Points.joined(spaces, parts)
+    wanted = torch.from_numpy(target).float()
+    if edit is not None:
+        wanted = find(edit).of(spaces[0], found.flats[0])
+    return Sample(found, wanted, index, classes)
+
+
+def _number(spaces: list[WeightSpace], space: WeightSpace) -> int:
+    """The number of the weight space among those that were met, this one included."""
+    known = next((i for i, s in enumerate(spaces) if _alike(s, space)), len(spaces))
+    if known == len(spaces):
+        spaces.append(space)
+    return known
 
 
 def _alike(space: WeightSpace, other: WeightSpace) -> bool:

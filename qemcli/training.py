@@ -2,7 +2,8 @@
 where asked.
 
 The rows of a batch depend on (seed, epoch) alone, so the number of processes changes the result
-by rounding only.
+by rounding only. Networks of many architectures are drawn a few of one at a time, each architecture
+as often as it has networks, and one loss is taken over all that a batch holds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from torch import Tensor, nn
 
 from qemcli.errors import InputError, UsageError
 from qemcli.layers.forests import Grown
+from qemcli.layers.metanetwork import Metanetwork, Mixed
+from qemcli.points import Points
 from qemcli.spaces import WeightSpace
 from qemcli.writing import beside
+
+TOGETHER = 8  # networks of one architecture that stand together in an epoch, where there are many
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Rows:
-    """Networks and what is asked of them: flat (n, D) in the order of the space, target (n,)."""
+    """Networks and what is asked of them: target (n,)."""
 
-    flat: Tensor
+    networks: Points
     target: Tensor
 
     def __len__(self) -> int:
@@ -67,6 +72,12 @@ class Team:
         return cls(int(os.environ.get("RANK", "0")), size)
 
 
+def _only(rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
+    """The networks of the one weight space that there is, and the target."""
+    (space, flat, _), *_ = rows.networks.parts()
+    return space.unflatten(flat), rows.target
+
+
 def check(train: Rows, val: Rows, what: str) -> None:
     """Refuse what cannot be learned from: too few networks, or a target that is constant."""
     if len(train) < 8 or len(val) < 2:
@@ -80,14 +91,42 @@ def check(train: Rows, val: Rows, what: str) -> None:
         )
 
 
-def outputs(
-    model: nn.Module, space: WeightSpace, flat: Tensor, batch_size: int, device: str
-) -> Tensor:
-    """Raw answers (n, outputs) in evaluation mode."""
+def outputs(model: Metanetwork | Mixed, networks: Points, batch_size: int, device: str) -> Tensor:
+    """Raw answers (n, outputs) in evaluation mode, in the order of the networks."""
     model.eval()
+    answers = []
     with torch.no_grad():
-        parts = [model(space.unflatten(rows.to(device))).cpu() for rows in flat.split(batch_size)]
-    return torch.cat(parts)
+        for space, flat, places in networks.parts():
+            read = model.on(space)
+            found = [read(space.unflatten(r.to(device))).cpu() for r in flat.split(batch_size)]
+            answers.append((places, torch.cat(found)))
+    return networks.restored(answers)
+
+
+def order(networks: Points, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch goes through the networks.
+
+    Of one weight space at random; of many TOGETHER of one at a time, so that a batch is read in a
+    few passes, and each weight space in proportion.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    drawn = torch.from_numpy(rng.permutation(len(networks)))
+    if not networks.mixed:
+        return drawn
+    which = networks.which[drawn]
+    runs = [r for n in which.unique().tolist() for r in drawn[which == n].split(TOGETHER)]
+    return torch.cat([runs[i] for i in rng.permutation(len(runs))])
+
+
+class _Reading(nn.Module):
+    """The answers to networks of many weight spaces, part by part: what processes share."""
+
+    def __init__(self, model: Metanetwork | Mixed) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, parts: list[tuple[WeightSpace, Tensor]]) -> Tensor:
+        return torch.cat([self.model.on(s)(s.unflatten(flat)) for s, flat in parts])
 
 
 class Run:
@@ -95,20 +134,26 @@ class Run:
 
     def __init__(
         self,
-        model: nn.Module,
-        space: WeightSpace,
+        model: Metanetwork | Mixed,
         task: ModuleType,
         schedule: Schedule,
         seed: int,
         device: str = "cpu",
         state: Path | None = None,
     ) -> None:
-        self.space, self.task, self.schedule = space, task, schedule
+        self.task, self.schedule = task, schedule
         self.seed, self.device, self.state = seed, device, state
         self.team = Team.join()
         self.model = model.to(device)
+        reading = _Reading(self.model)
         apart = self.team.size > 1 and not isinstance(model, Grown)
-        self.parallel = nn.parallel.DistributedDataParallel(model) if apart else model
+        # A batch of many architectures may leave parameters of some kinds of edges unread.
+        many = isinstance(model, Mixed)
+        self.reading: nn.Module = (
+            nn.parallel.DistributedDataParallel(reading, find_unused_parameters=many)
+            if apart
+            else reading
+        )
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
         self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
@@ -137,7 +182,7 @@ class Run:
         """
         check(train, val, self.task.TARGET)
         if isinstance(self.model, Grown):
-            learn, hold = ((self.space.unflatten(r.flat), r.target) for r in (train, val))
+            learn, hold = (_only(rows) for rows in (train, val))
             self.history = self.model.grow(learn, hold, self.seed, on_epoch)
             return self.history
         self._optimisers(train)
@@ -161,7 +206,7 @@ class Run:
                 f"the training loss is not finite in epoch {epoch + 1}",
                 "lower the learning rate (--lr)",
             )
-        raw = outputs(self.model, self.space, val.flat, 4 * self.schedule.batch_size, self.device)
+        raw = outputs(self.model, val.networks, 4 * self.schedule.batch_size, self.device)
         scores = self.task.score(self.task.answer(raw).numpy(), val.target.numpy())
         score = scores.get(self.task.METRIC, math.nan)
         row = {"epoch": epoch + 1, "loss": loss, **{f"val_{k}": v for k, v in scores.items()}}
@@ -174,12 +219,13 @@ class Run:
 
     def _pass(self, epoch: int, train: Rows) -> float:
         self.model.train()
-        order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(train)))
         total = 0.0
-        for batch in order.split(self.schedule.batch_size):
+        for batch in order(train.networks, self.seed, epoch).split(self.schedule.batch_size):
             mine = batch[self.team.rank :: self.team.size]
-            w = self.space.unflatten(train.flat[mine].to(self.device))
-            loss = self.task.loss(self.parallel(w), train.target[mine].to(self.device))
+            parts = list(train.networks.parts(mine))
+            found = self.reading([(space, flat.to(self.device)) for space, flat, _ in parts])
+            wanted = train.target[mine[torch.cat([places for _, _, places in parts])]]
+            loss = self.task.loss(found, wanted.to(self.device))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -13,6 +13,7 @@ import torch
 from qemcli import comparison, leaderboard
 from qemcli.comparison import Comparison, trials
 from qemcli.errors import UsageError
+from qemcli.points import Points
 from qemcli.predictors import Design
 from qemcli.samples import Sample
 from qemcli.spaces.transformer import small_transformer
@@ -130,7 +131,8 @@ def test_orbits_of_heads_are_tried_and_doubled_at_growing_conditions() -> None:
     generator = torch.Generator().manual_seed(1)
     flat = torch.randn(40, space.size, generator=generator)
     side = ["train"] * 20 + ["val"] * 8 + ["test"] * 12
-    sample = Sample(space, flat, torch.linspace(0, 1, 40), pandas.DataFrame({"split": side}))
+    index = pandas.DataFrame({"split": side})
+    sample = Sample(Points.of(space, flat), torch.linspace(0, 1, 40), index)
     designs = (Design("transformer_nfn", "exact"), Design("branched_mlp"))
     ranges = ((1.0, 10.0), (1.0, 1000.0))
     plan = Comparison(
@@ -147,6 +149,6 @@ def test_orbits_of_heads_are_tried_and_doubled_at_growing_conditions() -> None:
         assert (apart < 1e-3 * predictions["none"].std()) == exact
         assert ("eps" in row) == exact
     doubled = comparison.doubled(sample, "general-linear", ranges[1], 0)
-    assert doubled.flat.shape == (80, space.size)
-    queries = space.unflatten(doubled.flat[40:])["encoder.0.attention.queries.weight"]
+    assert doubled.networks.flats[0].shape == (80, space.size)
+    queries = space.unflatten(doubled.networks.flats[0][40:])["encoder.0.attention.queries.weight"]
     assert queries.abs().max() > 50

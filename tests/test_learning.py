@@ -17,6 +17,7 @@ from zoo_kit import write_zoo
 
 from qemcli import registry
 from qemcli.errors import InputError, UsageError
+from qemcli.points import Points
 from qemcli.predictors import FILE, Design, Predictor
 from qemcli.spaces import Chain, cnn
 from qemcli.training import Rows, Run, Schedule
@@ -72,13 +73,15 @@ def test_same_seed_gives_the_same_bytes(run, zoo: Path, tmp_path: Path) -> None:
 
 def test_resumed_training_equals_the_uninterrupted(tmp_path: Path) -> None:
     flat, target = _networks(), torch.linspace(0.1, 0.9, 60)
-    train, val = Rows(flat[:40], target[:40]), Rows(flat[40:], target[40:])
+    train, val = (
+        Rows(Points.of(SPACE, flat[at]), target[at]) for at in (slice(40), slice(40, None))
+    )
     schedule = Schedule(epochs=4, batch_size=8)
 
     def fresh(state: Path | None) -> Run:
         torch.manual_seed(0)
         model = Design("statnn", config={"head": 8, "dropout": 0.2}).build(SPACE)
-        return Run(model, SPACE, TASK, schedule, 0, state=state)
+        return Run(model, TASK, schedule, 0, state=state)
 
     class Killed(Exception):
         pass
@@ -101,9 +104,9 @@ def test_resumed_training_equals_the_uninterrupted(tmp_path: Path) -> None:
 
 def test_training_refuses_what_cannot_be_learned() -> None:
     def fit(target: Tensor) -> None:
-        rows = Rows(_networks()[: len(target)], target)
+        rows = Rows(Points.of(SPACE, _networks()[: len(target)]), target)
         model = Design("statnn", config={"head": 8}).build(SPACE)
-        Run(model, SPACE, TASK, Schedule(epochs=1), 0).fit(rows, rows)
+        Run(model, TASK, Schedule(epochs=1), 0).fit(rows, rows)
 
     with pytest.raises(InputError, match="the same for all"):
         fit(torch.full((20,), 0.5))

@@ -1,9 +1,14 @@
-"""Metanetworks: networks that read networks, and what each of them says of itself."""
+"""Metanetworks: networks that read networks, and what each of them says of itself.
+
+A Metanetwork reads the networks of one weight space. A Mixed one has parameters that depend on no
+weight space: `on(space)` is the Metanetwork that reads that space with them.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -35,6 +40,38 @@ class Metanetwork(nn.Module, ABC):
     def roles(self, w: Mapping[str, Tensor]) -> list[tuple[str, Blocks]]:
         """A transformer's blocks after every equivariant step, by name; [] where it shows none."""
         return []
+
+    def on(self, space: WeightSpace) -> Self:
+        """Itself: it reads one weight space, whatever its tensors are called."""
+        return self
+
+
+class Mixed(nn.Module, ABC):
+    """One set of parameters for networks of many weight spaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bound: dict[WeightSpace, Metanetwork] = {}  # a plain dict: no submodules
+
+    def on(self, space: WeightSpace) -> Metanetwork:
+        """What reads the networks of this weight space, with these parameters; made once.
+
+        Raises UnsupportedError where it cannot.
+        """
+        if space not in self._bound:
+            self._bound[space] = self.bind(space)
+        return self._bound[space]
+
+    @abstractmethod
+    def bind(self, space: WeightSpace) -> Metanetwork:
+        """A Metanetwork of this weight space that holds this module, and no parameters of its own.
+
+        Raises UnsupportedError where it cannot.
+        """
+
+    @abstractmethod
+    def calibrate(self, parts: Sequence[tuple[WeightSpace, Mapping[str, Tensor]]]) -> None:
+        """Set constants from the training set, weight space by weight space."""
 
 
 class Body(nn.Module, ABC):

@@ -13,6 +13,7 @@ from zoo_kit import write_zoo
 
 from qemcli import groups, registry
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
+from qemcli.points import Points
 from qemcli.predictors import FILE, Design, Predictor
 from qemcli.spaces import cnn
 from qemcli.testing import CONTROLS, change, invariance_error
@@ -35,8 +36,8 @@ def grown(design: Design, target: Tensor, seed: int = 0, outputs: int = 1) -> Pr
     flat, _ = networks()
     task = GENERALIZATION if outputs == 1 else CLASSIFICATION
     model = design.build(SPACE, outputs)
-    rows = [Rows(flat[a:b], target[a:b]) for a, b in ((0, 100), (100, 160))]
-    Run(model, SPACE, task, Schedule(), seed).fit(*rows)
+    rows = [Rows(Points.of(SPACE, flat[a:b]), target[a:b]) for a, b in ((0, 100), (100, 160))]
+    Run(model, task, Schedule(), seed).fit(*rows)
     return Predictor("trees", SPACE, design, task.__name__.rpartition(".")[2], model.eval())
 
 
