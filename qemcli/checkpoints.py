@@ -23,6 +23,11 @@ from qemcli import recognition, registry
 from qemcli.errors import EnvironmentFailure, InputError, UnsupportedError, UsageError
 from qemcli.spaces import Opaque, WeightSpace, opaque
 
+
+class RunsCode(InputError):
+    """A pickle, whose content is had only by running it: see formats/_unpickling.py (exit 3)."""
+
+
 FLOATS = frozenset(
     {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}
 )  # what we decode to float32 or float64
@@ -170,8 +175,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     for module in _formats(path.suffix):
         if module.sniff(path):
             return module.open(path)
-    what, hint = identify(peek(path))
-    raise InputError(f"{path}: {what}", hint)
+    head = peek(path)
+    what, hint = identify(head)
+    raise (RunsCode if hint == PICKLE_HINT else InputError)(f"{path}: {what}", hint)
 
 
 def peek(path: Path, count: int = 512) -> bytes:
@@ -211,7 +217,8 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", "give a checkpoint"),
     (b"\x7fELF", "a program", "give a checkpoint"),
 )
-PICKLE_HINT = "a pickle can run code and is never opened: save a state_dict with torch.save"
+TRUST = "or, of a source you trust, qem index (or inspect) --allow-pickle"
+PICKLE_HINT = f"a pickle can run code and is not opened: save a state_dict with torch.save; {TRUST}"
 
 
 def identify(head: bytes) -> tuple[str, str]:

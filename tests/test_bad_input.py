@@ -258,6 +258,21 @@ def test_odd_environments_change_nothing(tmp_path, options, environment):  # row
     assert done.stdout.isascii()
 
 
+def left_running(group, patience=5):
+    """The processes of a group that still run; one that has ended and waits for pid 1 to take
+    notice (multiprocessing's tracker of semaphores, mostly) runs no more."""
+    deadline = time.monotonic() + patience
+    while True:
+        listed = subprocess.run(
+            ["ps", "-eo", "pgid=,stat=,pid=,args="], capture_output=True, text=True
+        )
+        rows = [line.split(None, 3) for line in listed.stdout.splitlines()]
+        found = [r[3] for r in rows if r[0] == str(group) and not r[1].startswith("Z")]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [2, 15])
 def test_stopped_workers_leave_no_traceback_and_no_process(tmp_path, sent):  # rows 34, 35
@@ -269,7 +284,7 @@ def test_stopped_workers_leave_no_traceback_and_no_process(tmp_path, sent):  # r
         f" '2', '--out', '{tmp_path}/out']\n    main()\n"
     )
     (tmp_path / "go.py").write_text(code)
-    for wait in (0.5, 1, 2, 4):
+    for wait in (0.5, 0.8, 1, 2, 4):
         running = subprocess.Popen(
             [sys.executable, "go.py"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
@@ -280,5 +295,5 @@ def test_stopped_workers_leave_no_traceback_and_no_process(tmp_path, sent):  # r
         _, said = running.communicate(timeout=120)
         assert running.returncode in (128 + sent, -sent, 0), said
         assert "Traceback" not in said or running.returncode == -sent, said
-        with pytest.raises(ProcessLookupError):
-            os.killpg(running.pid, 0)
+        assert "go on with: qem index" in said or running.returncode in (-sent, 0), said
+        assert not left_running(running.pid), said

@@ -79,6 +79,15 @@ def _code(error: BaseException) -> int:
     return _crash(error)
 
 
+def _stopped(left: SystemExit) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM that Typer has made an exit of, where it came while Typer itself was
+    at work: it knows one code for both, and says nothing."""
+    error: BaseException | None = left
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def main() -> NoReturn:
     """The `qem` command."""
     # Read by OpenMP when torch is first imported: spinning threads cost 17x and more on a busy
@@ -92,8 +101,11 @@ def main() -> NoReturn:
 
     try:
         app(prog_name="qem")
-    except SystemExit:
-        raise
+    except SystemExit as left:
+        stopped = _stopped(left)
+        if stopped is None:
+            raise
+        sys.exit(_code(stopped))
     except Cut as cut:
         sys.exit(_code(cut.cause))
     except BaseException as error:

@@ -46,6 +46,13 @@ Heads = Annotated[
     int | None,
     typer.Option("--heads", min=1, help="Transformers: attention heads, where no config says it."),
 ]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="DANGER: run pickles, each once in a confined process; keeps FILE.safetensors beside.",
+    ),
+]
 W0 = Annotated[
     float | None, typer.Option("--w0", help="SIRENs: w0 of sin(w0 z), where no file says it.")
 ]

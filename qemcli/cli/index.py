@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,7 @@ def index(
     heads: options.Heads = None,
     workers: options.Workers = 1,
     headers: Headers = False,
+    allow_pickle: options.AllowPickle = False,
     strict: options.Strict = False,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
@@ -81,13 +83,17 @@ def index(
         by_headers(sink, str(zoo), out, activation, dry_run)
         return
     path = resolve(zoo, sink.note)
+    path, stopped = run_pickles(path, sink.warn) if allow_pickle else (path, {})
     plan = planned(path, out, update, activation, strict, heads, labels)
     if dry_run:
         sink.answer(Answer(summary=plan.summary(), failed=list(plan.failures)))
         return
     with sink.progress("indexing", plan.total) as advance:
         summary = write_index(plan, workers, advance, strict)
-    failed = summary.pop("failed")
+    failed = [
+        {**item, "reason": stopped.get(item["checkpoint"], item["reason"])}
+        for item in summary.pop("failed")
+    ]
     for reason, count in summary.get("only_listed", {}).items():
         sink.note(f"listed without being understood: {count} ({reason})")
     if "labels" in summary:
@@ -101,6 +107,20 @@ def index(
         failed += opened.failures
     sink.note(f"{summary['checkpoints']} checkpoints indexed in {summary['index']}")
     sink.answer(Answer(summary=summary, failed=failed))
+
+
+def run_pickles(path: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, str]]:
+    """What to index once the pickles at `path` have been run, and why some of them were stopped.
+
+    Raises InputError for one file that was stopped.
+    """
+    from qemcli.formats._unpickling import stopped, twin
+    from qemcli.zoos.scan import listing
+
+    if not path.is_dir():
+        return twin(path, warn), {}
+    files = {path / entry.file: entry.file for entry in listing(path).entries}
+    return path, {files[file]: why for file, why in stopped(files, warn).items()}
 
 
 def met(report: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ def inspect(
     heads: options.Heads = None,
     w0: options.W0 = None,
     convention: options.Convention = None,
+    allow_pickle: options.AllowPickle = False,
     strict: options.Strict = False,
     json: options.Json = False,
     out: options.OutFile = None,
@@ -39,11 +40,14 @@ def inspect(
     Example: qem inspect model.safetensors --json
     """
     from qemcli import inspection
+    from qemcli.formats import _unpickling
     from qemcli.hub.reference import PREFIX
     from qemcli.zoos.resolve import locate
 
     sink = Sink(json, quiet, verbose)
     paths = [locate(name) if name.startswith(PREFIX) else Path(name) for name in checkpoints]
+    if allow_pickle:
+        paths = [_unpickling.twin(path, sink.warn) for path in paths]
     rows, failed = inspection.inspect(paths, activation, strict, w0, convention, heads)
     for hint in dict.fromkeys(row["hint"] for row in rows if "hint" in row):
         sink.note(f"hint: {hint}")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from qemcli.checkpoints import Checkpoint, peek
+from qemcli.checkpoints import TRUST, Checkpoint, RunsCode, peek
 from qemcli.errors import InputError
 from qemcli.formats._pickles import Foreign
 from qemcli.formats._torch_pickles import Beyond, Stored, arrays, located
@@ -94,9 +94,9 @@ def plain(value: Any, depth: int = 0, left: Iterator[int] | None = None) -> Any:
 
 def _refuse_calls(path: Path, calls: tuple[str, ...]) -> NoReturn:
     wanted = ", ".join(name[:80] for name in calls[:3])
-    raise InputError(
+    raise RunsCode(
         f"{path}: it holds Python objects besides tensors, would call {wanted}, and is not opened",
-        "save model.state_dict() alone, where the file comes from",
+        f"save model.state_dict() alone, where the file comes from; {TRUST}",
     )
 
 
@@ -129,7 +129,8 @@ def _load(path: Path, why: str) -> Any:
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except _ERRORS as error:
         first = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise InputError(
+        kind = RunsCode if isinstance(error, pickle.UnpicklingError) else InputError
+        raise kind(
             f"{path}: a torch file that holds more than dense tensors ({why}; {first})",
             "save model.state_dict() alone, where the file comes from",
         ) from None

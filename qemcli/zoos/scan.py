@@ -10,11 +10,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qemcli.checkpoints import Checkpoint, identify, open_checkpoint, peek
 from qemcli.errors import QemError
 from qemcli.formats import directory
+from qemcli.formats._unpickling import TWIN
 from qemcli.spaces import WeightSpace
 from qemcli.zoos.members import repository
 from qemcli.zoos.sources import arch_key
@@ -32,9 +33,9 @@ OTHERS = (
 _RUN_STATE = re.compile(
     r"^(optimizer|scheduler|scaler|trainer_state|training_args|rng_state)[\w.-]*$"
 )
-STATED = (
-    "qem.space", "activation", "config.activation", "w0", "omega_0", "offset", "convention",
-    "config.convention", directory.CONFIG,
+STATED = (  # what a checkpoint's weight space depends on, beside its tensors
+    "qem.kind", "qem.space", "activation", "config.activation", "w0", "omega_0", "offset",
+    "convention", "config.convention", directory.CONFIG,
 )  # fmt: skip
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 LABELS = (
@@ -44,8 +45,7 @@ LABELS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One checkpoint of a folder: its path below the root, size and modification time (ns)."""
 
     file: str
@@ -69,15 +69,15 @@ def listing(root: Path) -> Listing:
     found = Listing()
     inside = os.path.realpath(repository(root))
     _walk(found, str(root), "", inside)
-    found.entries.sort(key=lambda entry: entry.file)
+    found.entries.sort()
     return found
 
 
 def _walk(found: Listing, folder: str, below: str, inside: str, within: bool = False) -> None:
     with os.scandir(folder) as listed:
         items = sorted(listed, key=lambda item: item.name)
-    marked = any(item.name in directory.MARKS for item in items)
-    if marked and directory.sniff(Path(folder)):
+    names = {item.name for item in items}
+    if names & directory.MARKS and directory.sniff(Path(folder)):
         within = True
         _note(found, below[:-1] or ".", _take_directory(found, Path(folder), below, inside))
     for item in items:
@@ -87,8 +87,10 @@ def _walk(found: Listing, folder: str, below: str, inside: str, within: bool = F
                 _walk(found, item.path, f"{relative}/", inside, within)
         elif within:
             found.ignored += item.name not in directory.MARKS and not _PART.search(item.name)
-        else:
-            _note(found, relative, _take(found, item, relative, inside))
+        elif item.name + TWIN in names:
+            found.ignored += 1  # a pickle whose tensors lie beside it
+        elif reason := _take(found, item, relative, inside):
+            _note(found, relative, reason)
 
 
 def _note(found: Listing, relative: str, reason: str | None) -> None:
@@ -114,7 +116,9 @@ def _take(found: Listing, item: os.DirEntry[str], relative: str, inside: str) ->
     """List the file, or count it as ignored, or say why it is neither."""
     name = item.name
     suffix = name[name.rfind(".") :].lower() if "." in name else ""
-    if name[0] == "." or suffix in OTHERS or (name[0] in "osrt" and _RUN_STATE.match(name)):
+    known = suffix in SUFFIXES
+    other = not known and suffix in OTHERS
+    if name[0] == "." or other or (name[0] in "osrt" and _RUN_STATE.match(name)):
         found.ignored += 1
         return None
     if item.is_symlink():
@@ -126,7 +130,7 @@ def _take(found: Listing, item: os.DirEntry[str], relative: str, inside: str) ->
     status = item.stat()
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file (a pipe, socket or device)"
-    if suffix not in SUFFIXES and not _looks_like_one(Path(item.path)):
+    if not known and not _looks_like_one(Path(item.path)):
         found.ignored += 1
         return None
     if "-of-" in name and _PART.search(name):
