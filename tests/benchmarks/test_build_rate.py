@@ -73,7 +73,7 @@ def test_block_trains_at_three_times_the_rate_of_the_loop(
     steady()
     recipe, images = Recipe(models=NETWORKS), _images(side)
     networks = [cnn.draw(recipe, i) for i in range(NETWORKS)]
-    block = cnn.Block(cnn.space_of(recipe, "relu", images), networks, recipe, images)
+    block = cnn.Block(cnn.space_of(recipe, "relu", images), networks, recipe.batch, images)
     loops = [Loop(network, recipe, images) for network in networks]
 
     def together() -> None:

@@ -73,7 +73,7 @@ def test_block_equals_the_loop(activation: str, optimizer: str, images: sources.
     )
     space = cnn.space_of(plan, activation, images)
     networks = [cnn.draw(plan, number) for number in range(4)]
-    block = cnn.Block(space, networks, plan, images)
+    block = cnn.Block(space, networks, plan.batch, images)
     start = block.flat.detach().clone()
     for _ in range(5):
         block.step()
@@ -92,10 +92,9 @@ def test_network_is_the_same_in_any_block(images: sources.Images) -> None:
     for size in (1, 3, 8):
         flats = {}
         for i in range(0, 8, size):
-            block = cnn.Block(
-                cnn.space_of(plan, "relu", images), networks[i : i + size], plan, images
-            )
-            *_, (_, flat, _) = cnn.train(block)
+            space = cnn.space_of(plan, "relu", images)
+            block = cnn.Block(space, networks[i : i + size], plan.batch, images)
+            *_, (_, flat, _) = cnn.train(block, plan.checkpoints)
             flats |= {n.number: f for n, f in zip(block.networks, flat, strict=True)}
         found.append(np.stack([flats[i] for i in range(8)]))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
@@ -105,7 +104,7 @@ def test_network_is_the_same_in_any_block(images: sources.Images) -> None:
 def test_dropout_keeps_the_mean_and_the_rate(images: sources.Images) -> None:
     plan = dataclasses.replace(PLAN, dropout=(0.5, 0.5), batch=64)
     networks = [cnn.draw(plan, number) for number in range(4)]
-    block = cnn.Block(cnn.space_of(plan, "relu", images), networks, plan, images)
+    block = cnn.Block(cnn.space_of(plan, "relu", images), networks, plan.batch, images)
     masks = block._masks()
     assert masks is not None
     for mask in masks:
@@ -118,8 +117,8 @@ def test_dropout_keeps_the_mean_and_the_rate(images: sources.Images) -> None:
 def test_accuracy_is_that_of_the_network(images: sources.Images) -> None:
     plan = dataclasses.replace(PLAN, models=2, dropout=(0.0, 0.0), checkpoints=(5,))
     space = cnn.space_of(plan, "relu", images)
-    block = cnn.Block(space, [cnn.draw(plan, i) for i in range(2)], plan, images)
-    *_, (_, flat, scores) = cnn.train(block)
+    block = cnn.Block(space, [cnn.draw(plan, i) for i in range(2)], plan.batch, images)
+    *_, (_, flat, scores) = cnn.train(block, plan.checkpoints)
     module = _module(space, torch.from_numpy(flat[1]), "relu")
     logits = module(images.test)
     accuracy = (logits.argmax(1) == images.test_label).double().mean()
@@ -209,8 +208,8 @@ def test_scores_do_not_depend_on_the_block(images: sources.Images) -> None:
     for size in (1, 6):
         scores = {}
         for i in range(0, 6, size):
-            block = cnn.Block(space, networks[i : i + size], plan, images)
-            *_, (_, _, measured) = cnn.train(block)
+            block = cnn.Block(space, networks[i : i + size], plan.batch, images)
+            *_, (_, _, measured) = cnn.train(block, plan.checkpoints)
             scores |= {n.number: s for n, s in zip(block.networks, measured, strict=True)}
         found.append([[scores[i][k] for k in sorted(scores[i])] for i in range(6)])
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
@@ -224,7 +223,7 @@ def test_windows_may_be_kept_or_made_at_each_step(
     flats = []
     for limit in (cnn.BANK, 0):
         monkeypatch.setattr(cnn, "BANK", limit)
-        block = cnn.Block(cnn.space_of(plan, "tanh", images), networks, plan, images)
+        block = cnn.Block(cnn.space_of(plan, "tanh", images), networks, plan.batch, images)
         assert (block.bank is None) == (limit == 0)
         block.step()
         flats.append(block.flat.detach())
@@ -236,7 +235,7 @@ def test_flattened_junction_is_torch_s(images: sources.Images) -> None:
 
     plan = dataclasses.replace(PLAN, junction="flatten")
     space = cnn.space_of(plan, "relu", images)
-    block = cnn.Block(space, [cnn.draw(plan, i) for i in range(3)], plan, images)
+    block = cnn.Block(space, [cnn.draw(plan, i) for i in range(3)], plan.batch, images)
     rows = torch.arange(20).expand(3, -1)
     ours = block.forward(block.flat.detach(), block._read(rows))
     theirs = respond(space, space.unflatten(block.flat.detach()), images.train[:20])

@@ -1,10 +1,9 @@
 """Small CNNs trained many at a time: one grouped convolution a layer for a whole block of networks.
 
 The architecture is the Small CNN Zoo's (Unterthiner et al., arXiv:2002.11448): convolutions of
-stride 2, activation,
-dropout after each, global average pooling (or flattening), one dense layer. Everything random is
-drawn from the
-network's own generators, so network i is the same, to rounding, however the zoo is cut into blocks.
+stride 2, activation, dropout after each, global average pooling (or flattening), one dense layer;
+or what a Residual space says. Everything random is drawn from the network's own generators, so
+network i is the same, to rounding, however the zoo is cut into blocks.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from torch.nn import functional as F
 
 from qemcli.errors import UsageError
 from qemcli.functions import FUNCTIONS, respond
-from qemcli.spaces import Chain, Forward, cnn
+from qemcli.spaces import Chain, Forward, Layered, Residual, cnn
 from qemcli.zoos.build.convolution import Convolution, matrix, side_after, windows
+from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
 
@@ -31,10 +31,14 @@ INITS = ("he_normal", "glorot_normal", "orthogonal", "normal", "truncated_normal
 BANK = 2**26  # numbers: the windows of up to so many are kept (256 MB), of more made at each step
 
 
+Steps = list[tuple[int, int, int]]  # kernel, stride and padding of every convolution
+
+
 def space_of(recipe: Recipe, activation: str, images: Images) -> Chain:
     """The weight space of the recipe's networks on these images; checks that every layer has an
     output."""
-    _, *_, side = hidden_shapes(recipe, images)[-1]
+    steps = [(recipe.kernel, recipe.stride, recipe.padding)] * len(recipe.channels)
+    side = sides(steps, images)[-1]
     forward = Forward(
         stride=recipe.stride,
         padding=recipe.padding,
@@ -47,21 +51,33 @@ def space_of(recipe: Recipe, activation: str, images: Images) -> Chain:
     return cnn(widths, images.classes, recipe.kernel, activation, positions, forward)
 
 
-def hidden_shapes(recipe: Recipe, images: Images) -> list[tuple[int, int, int]]:
-    """(channels, height, width) after each convolution; UsageError where nothing is left."""
+def sides(steps: Steps, images: Images) -> list[int]:
+    """The image's side after each convolution; UsageError where nothing is left."""
     _, height, side = images.shape
     if height != side:
         raise UsageError(f"images of {height} x {side} pixels", "set `resize` to make them square")
-    shapes = []
-    for i, channels in enumerate(recipe.channels, start=1):
-        side = side_after(side, recipe.kernel, recipe.stride, recipe.padding)
+    found = []
+    for i, step in enumerate(steps, start=1):
+        side = side_after(side, *step)
         if side < 1:
             raise UsageError(
                 f"nothing is left of the image after convolution {i}",
                 "fewer channels entries, a smaller stride, more padding, or larger images",
             )
-        shapes.append((channels, side, side))
-    return shapes
+        found.append(side)
+    return found
+
+
+def steps_of(space: Layered) -> Steps:
+    """Kernel, stride and padding of every convolution of a space of square kernels."""
+    found = []
+    for i, layer in enumerate(space.layers[:-1]):
+        kernel = space[layer.weight].unfolded[2]
+        stride, padding = space.forward.stride, space.forward.padding
+        if isinstance(space, Residual):
+            stride, (padding, _) = space.step(i)
+        found.append((kernel, stride, padding))
+    return found
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class Network:
     seed: int
 
 
-def draw(recipe: Recipe, number: int) -> Network:
+def draw(recipe: Recipe | MixedRecipe, number: int) -> Network:
     """The hyper-parameters of network `number`, from (recipe.seed, number) alone."""
     rng = np.random.default_rng((recipe.seed, number))
 
@@ -93,7 +109,7 @@ def draw(recipe: Recipe, number: int) -> Network:
     return Network(number, hyper, int(rng.integers(2**62)))
 
 
-def initial(space: Chain, network: Network) -> Tensor:
+def initial(space: Layered, network: Network) -> Tensor:
     """(D,) initial weights; biases start at zero, as in the published zoo."""
     generator = torch.Generator().manual_seed(network.seed)
     w = {}
@@ -126,10 +142,16 @@ def _kernel(network: Network, shape: tuple[int, int, int], generator: torch.Gene
 
 
 class Block:
-    """Networks of one activation trained side by side: parameters (n, D), one optimiser state."""
+    """Networks of one architecture and activation trained side by side: parameters (n, D), one
+    optimiser state. `batch` images a step."""
 
-    def __init__(self, space: Chain, networks: list[Network], recipe: Recipe, images: Images):
-        self.space, self.recipe, self.images = space, recipe, images
+    def __init__(self, space: Layered, networks: list[Network], batch: int, images: Images):
+        self.space, self.batch, self.images = space, batch, images
+        self.convolutions = steps_of(space)
+        at = sides(self.convolutions, images)
+        # (channels, height, width) after each convolution.
+        self.shapes = [(la.rows, side, side) for la, side in zip(space.layers, at, strict=False)]
+        self.added = space.added if isinstance(space, Residual) else (-1,) * len(space.layers)
         # The optimisers are applied to slices, so networks of one optimiser stand together.
         self.networks = sorted(networks, key=lambda n: (n.hyper["optimizer"], n.number))
         self.flat = torch.stack([initial(space, n) for n in self.networks]).requires_grad_()
@@ -150,21 +172,19 @@ class Block:
     def _subset(self, network: Network) -> Tensor:
         rng = np.random.default_rng((network.seed, 2))
         total = len(self.images.train_label)
-        size = max(self.recipe.batch, round(total * network.hyper["train_fraction"]))
+        size = max(self.batch, round(total * network.hyper["train_fraction"]))
         return torch.from_numpy(rng.permutation(total)[:size].copy())
 
     def _small(self) -> bool:
         """True where the windows of all training images may be kept."""
-        _, height, width = hidden_shapes(self.recipe, self.images)[0]
-        window = self.recipe.kernel**2 * self.images.shape[0]
+        _, height, width = self.shapes[0]
+        window = self.convolutions[0][0] ** 2 * self.images.shape[0]
         return len(self.images.train) * height * width * window <= BANK
 
     def _columns(self, images: Tensor) -> Tensor:
         """(p, channels, h, v) -> (p, positions, taps): what the first convolution reads."""
-        recipe = self.recipe
-        _, side, _ = hidden_shapes(recipe, self.images)[0]
-        x = images.movedim(1, -1)[None]
-        flat = windows(x, recipe.kernel, recipe.stride, recipe.padding, side)
+        _, side, _ = self.shapes[0]
+        flat = windows(images.movedim(1, -1)[None], *self.convolutions[0], side)
         return flat.view(len(images), side * side, -1)
 
     def _read(self, rows: Tensor) -> Tensor:
@@ -178,33 +198,37 @@ class Block:
     def step(self) -> None:
         """One step of every network on its own batch, with its own optimiser."""
         chosen = [
-            subset[torch.randint(len(subset), (self.recipe.batch,), generator=g)]
+            subset[torch.randint(len(subset), (self.batch,), generator=g)]
             for subset, g in zip(self.subsets, self.generators, strict=True)
         ]
         rows = torch.stack(chosen)
         logits = self.forward(self.flat, self._read(rows), self._masks())
         labels = self.images.train_label[rows]
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-        (gradient,) = torch.autograd.grad(loss / self.recipe.batch, self.flat)
+        (gradient,) = torch.autograd.grad(loss / self.batch, self.flat)
         self.steps += 1
         with torch.no_grad():
             self._update(gradient + 2 * self.l2 * self.flat)
 
     def forward(self, flat: Tensor, columns: Tensor, masks: list[Tensor] | None = None) -> Tensor:
         """Logits (n, p, classes) of network i on the images whose windows are columns[i]."""
-        w, recipe = self.space.unflatten(flat), self.recipe
+        w = self.space.unflatten(flat)
         act = FUNCTIONS[self.space.activation or "relu"]
-        first, *middle, last = self.space.layers
-        x = torch.baddbmm(w[first.bias or ""][:, None], columns, matrix(w[first.weight]))
-        _, side, _ = hidden_shapes(recipe, self.images)[0]
-        x = act(x.view(len(flat), -1, side, side, first.rows))
-        x = x if masks is None else x * masks[0]
-        for i, la in enumerate(middle, start=1):
-            bias = w[la.bias or ""]
-            x = act(Convolution.apply(x, w[la.weight], bias, recipe.stride, recipe.padding))
+        *convolutions, last = self.space.layers
+        x, outputs = columns, list[Tensor]()
+        for i, la in enumerate(convolutions):
+            bias, (_, stride, padding) = w[la.bias or ""], self.convolutions[i]
+            if i:
+                x = Convolution.apply(x, w[la.weight], bias, stride, padding)
+            else:
+                x = torch.baddbmm(bias[:, None], x, matrix(w[la.weight]))
+                x = x.view(len(flat), -1, *self.shapes[0][1:], la.rows)
+            x = act(x if self.added[i] < 0 else x + outputs[self.added[i]])
             x = x if masks is None else x * masks[i]
+            outputs.append(x)
         # Flattening is by channel first, as in torch.
-        z = x.mean((2, 3)) if recipe.junction == "pool" else x.movedim(-1, 2).flatten(2)
+        pooled = self.space.forward.junction == "pool"
+        z = x.mean((2, 3)) if pooled else x.movedim(-1, 2).flatten(2)
         return torch.baddbmm(w[last.bias or ""][:, None], z, w[last.weight].transpose(1, 2))
 
     def _masks(self) -> list[Tensor] | None:
@@ -215,7 +239,7 @@ class Block:
         rates = torch.tensor([n.hyper["dropout"] for n in self.networks])
         if not rates.any():
             return None
-        shapes = [(self.recipe.batch, *shape) for shape in hidden_shapes(self.recipe, self.images)]
+        shapes = [(self.batch, *shape) for shape in self.shapes]
         sizes = [math.prod(shape) for shape in shapes]
         words = torch.empty(len(self.networks), -(-sum(sizes) // 8), dtype=torch.int64)
         for row, generator in zip(words, self.generators, strict=True):
@@ -284,12 +308,14 @@ class Block:
         return right.sum(1) / total, (loss.view(label.shape).double() * counts).sum(1) / total
 
 
-def train(block: Block) -> Iterator[tuple[int, np.ndarray, list[dict[str, float]]]]:
+def train(
+    block: Block, checkpoints: tuple[int, ...]
+) -> Iterator[tuple[int, np.ndarray, list[dict[str, float]]]]:
     """Train the block; at every checkpoint step yields (step, weights (n, D), one score dict a
     network)."""
-    last = max(block.recipe.checkpoints)
+    last = max(checkpoints)
     for step in range(last + 1):
-        if step in block.recipe.checkpoints:
+        if step in checkpoints:
             yield step, block.flat.detach().numpy().copy(), block.measure()
         if step < last:
             block.step()

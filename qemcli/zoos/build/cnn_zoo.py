@@ -9,18 +9,19 @@ import numpy as np
 
 from qemcli.spaces import Chain
 from qemcli.zoos.build import cnn
+from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images, load
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["block", "card", "load", "splits", "summary"]
+__all__ = ["block", "card", "load", "row", "splits", "summary"]
 
 SPLIT = (0.6, 0.7)  # train below the first, val below the second, test above: by run
 
 
-def splits(recipe: Recipe) -> np.ndarray:
+def splits(recipe: Recipe | MixedRecipe) -> np.ndarray:
     """train, val or test for every network: 60/10/30 in an order drawn from the recipe's seed."""
     order = np.random.default_rng((recipe.seed, 2**32)).permutation(recipe.models)
     rank = np.empty(recipe.models)
@@ -38,11 +39,11 @@ def block(
     for activation in sorted({n.hyper["activation"] for n in networks}):
         group = [n for n in networks if n.hyper["activation"] == activation]
         space = cnn.space_of(recipe, activation, images)
-        trained = cnn.Block(space, group, recipe, images)
-        for step, weights, scores in cnn.train(trained):
+        trained = cnn.Block(space, group, recipe.batch, images)
+        for step, weights, scores in cnn.train(trained, recipe.checkpoints):
             flats.append(weights)
             rows += [
-                _row(recipe, network, step, score, str(split[network.number]))
+                row(recipe, network, step, score, str(split[network.number]))
                 for network, score in zip(trained.networks, scores, strict=True)
             ]
     shared = recipe.activation[0] if len(set(recipe.activation)) == 1 else None
@@ -52,9 +53,14 @@ def block(
     return space, flat[order], [rows[i] for i in order]
 
 
-def _row(
-    recipe: Recipe, network: cnn.Network, step: int, score: dict[str, float], split: str
+def row(
+    recipe: Recipe | MixedRecipe,
+    network: cnn.Network,
+    step: int,
+    score: dict[str, float],
+    split: str,
 ) -> dict[str, Any]:
+    """What the index says of a network at one step."""
     run = f"run-{network.number:05d}"
     hyper = {f"config.{name}": value for name, value in network.hyper.items()}
     return {

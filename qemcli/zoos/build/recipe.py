@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qemcli import registry
 from qemcli.errors import UsageError
+from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.siren_recipe import SirenRecipe
 from qemcli.zoos.build.transformer_recipe import TransformerRecipe
 
@@ -90,9 +91,10 @@ class Recipe:
         return self
 
 
-AnyRecipe = Recipe | SirenRecipe | TransformerRecipe
+AnyRecipe = Recipe | MixedRecipe | SirenRecipe | TransformerRecipe
 FAMILIES: dict[str, type[AnyRecipe]] = {
     "cnn": Recipe,
+    "mixed": MixedRecipe,
     "siren": SirenRecipe,
     "transformer": TransformerRecipe,
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
+from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.transformer_recipe import TransformerRecipe
 
@@ -40,7 +41,7 @@ class Images:
         return int(self.train_label.max()) + 1
 
 
-def load(recipe: Recipe | TransformerRecipe) -> Images:
+def load(recipe: Recipe | MixedRecipe | TransformerRecipe) -> Images:
     """The recipe's images; the test images are the first `test_images` of a seeded order.
 
     Raises InputError for a file that holds no images, EnvironmentFailure where an extra is missing.
