@@ -45,7 +45,7 @@ def build(
 
     from qemcli import recipes
     from qemcli.zoos.build import recipe as zoo_recipe
-    from qemcli.zoos.build import run
+    from qemcli.zoos.build import run, sources
 
     sink = Sink(json, quiet, verbose)
     plan = zoo_recipe.load(recipes.find(recipe, "zoo", "recipe.toml"))
@@ -60,6 +60,8 @@ def build(
         record = {"zoo": str(folder), "networks": plan.networks, "checkpoints": count}
         sink.answer(Answer([], record))
         return
+    held_out = sources.pinned(plan.test_source) if plan.test_source else None
+    plan = dataclasses.replace(plan, source=sources.pinned(plan.source), test_source=held_out)
     place = options.device(device) if plan.family == "siren" else "cpu"
     images = run.family(plan).load(plan)
     with sink.progress("training networks", plan.networks) as advance:

@@ -126,7 +126,7 @@ def test_torch_file_with_a_call_in_it_is_read(tmp_path):
 def test_torch_that_is_too_old_runs_nothing(tmp_path, monkeypatch):
     file = kept(tmp_path / "a.pkl", {"w": 1})
     monkeypatch.setattr(metadata, "version", lambda name: "2.9.1")
-    with pytest.raises(EnvironmentFailure, match="needs torch 2.10 or newer"):
+    with pytest.raises(EnvironmentFailure, match="this is 2[.]9[.]1"):
         twin(file, pytest.fail)
     assert os.listdir(tmp_path) == ["a.pkl"]
 

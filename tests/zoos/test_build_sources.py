@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from qemcli.errors import EnvironmentFailure, InputError
+from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.zoos.build import sources
 from qemcli.zoos.build.recipe import Recipe
 
@@ -92,6 +92,32 @@ def test_picture_that_is_none_is_named(tmp_path: Path) -> None:
         sources.load(replace(PLAN, source=str(path)))
 
 
-def test_hub_name_without_a_file_is_named() -> None:
-    with pytest.raises(EnvironmentFailure, match="hf://datasets/owner"):
-        sources.load(replace(PLAN, source="hf://datasets/owner"))
+def test_hub_name_without_a_file_is_named(hub) -> None:
+    hub.add("owner/name", {"a.parquet": b"", "b.parquet": b""}, "dataset")
+    for text, kind in (("hf://datasets", UsageError), ("hf://datasets/owner", EnvironmentFailure)):
+        with pytest.raises(kind, match=text):
+            sources.load(replace(PLAN, source=text))
+    with pytest.raises(InputError, match="2 files, not one"):
+        sources.load(replace(PLAN, source="hf://datasets/owner/name"))
+
+
+def test_images_of_the_hub_are_those_of_one_commit_and_checked(hub, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    _write(tmp_path / "x.parquet", pixels, True)
+    first = (tmp_path / "x.parquet").read_bytes()
+    commit = hub.add("owner/name", {"deep/x.parquet": first}, "dataset")
+    _write(tmp_path / "x.parquet", 255 - pixels, True)
+    hub.add("owner/name", {"deep/x.parquet": (tmp_path / "x.parquet").read_bytes()}, "dataset")
+    at = f"hf://datasets/owner/name@{commit}/deep/x.parquet"
+    assert sources.pinned(at) == at
+    assert commit not in sources.pinned("hf://datasets/owner/name/deep/x.parquet")
+    np.testing.assert_array_equal(sources.read(at)[0][:, 0], pixels / np.float32(255))
+
+
+def test_images_that_are_not_those_the_hub_names_are_refused(hub, tmp_path: Path) -> None:
+    pixels = np.zeros((6, 8, 8), dtype=np.uint8)
+    _write(tmp_path / "x.parquet", pixels, True)
+    hub.mangle = True
+    hub.add("owner/name", {"x.parquet": (tmp_path / "x.parquet").read_bytes()}, "dataset")
+    with pytest.raises(EnvironmentFailure, match="its bytes are not those"):
+        sources.load(replace(PLAN, source="hf://datasets/owner/name/x.parquet"))

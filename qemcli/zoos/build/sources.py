@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
+from qemcli.hub.fetching import one_file
+from qemcli.hub.reference import PREFIX, Reference
+from qemcli.hub.repository import resolve
 from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.transformer_recipe import TransformerRecipe
@@ -181,18 +184,14 @@ def _picture(path: Path, row: dict[str, bytes]) -> np.ndarray:
 
 
 def _fetched(source: str) -> Path:
-    """A local path; hf://datasets/owner/name/file is fetched from the Hub."""
-    prefix = "hf://datasets/"
-    if not source.startswith(prefix):
-        return Path(source)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    """A local path; hf://datasets/owner/name[@revision]/file is fetched, and checked by its
+    hash."""
+    return one_file(Reference.parse(source)) if source.startswith(PREFIX) else Path(source)
 
-    owner, name, file = [*source[len(prefix) :].split("/", 2), "", ""][:3]
-    try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise EnvironmentFailure(
-            f"{source}: {reason}", "give a local parquet with --source"
-        ) from None
+
+def pinned(source: str) -> str:
+    """The source, a repository of the Hub at the commit that its revision means today."""
+    if not source.startswith(PREFIX):
+        return source
+    ref = Reference.parse(source)
+    return str(ref.at(resolve(ref)))
