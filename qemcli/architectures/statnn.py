@@ -7,23 +7,34 @@ head: arXiv:2302.14040).
 
 Any shuffle of a tensor's entries leaves phi unchanged: invariant to permutations, and to nothing
 else. A quasi layer takes the identity for its equivariant map: phi sees alpha(x) x.
+
+Over many architectures the tensors are pooled instead of joined: the statistics of the first and
+the last map, the mean, least and largest over all of them, the same of the biases, and a few
+numbers of the architecture itself (layers/statistics.py), by constants of the training set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from qemcli.errors import UnsupportedError
 from qemcli.groups import allowed
 from qemcli.layers import quasi
 from qemcli.layers.features import Features, door, exit_door
 from qemcli.layers.heads import mlp_head
-from qemcli.layers.metanetwork import Metanetwork
+from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
-from qemcli.layers.statistics import Standardise, tensor_statistics
-from qemcli.spaces import Chain, WeightSpace, chain_of
+from qemcli.layers.statistics import (
+    POOLED,
+    Standardise,
+    pooled_statistics,
+    tensor_statistics,
+)
+from qemcli.spaces import Chain, Opaque, WeightSpace, chain_of
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,7 @@ class Model(Metanetwork):
         indices."""
         if self.quasi is not None and not self.quasi.keeps_invariance:
             return set()
-        heads = {"heads"} if allowed("heads", space) is None else set()
-        return {"permutation"} | heads
+        return _of_bags(space)
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants of `standardised` from the training set's weights; else nothing."""
@@ -98,3 +108,48 @@ class Model(Metanetwork):
         if self.quasi is not None:
             w = exit_door(chain_of(self.space, QUASI), self.equivariant(w)[-1][1])
         return self.head(self.scale(tensor_statistics(self.space, w)))
+
+
+def _of_bags(space: WeightSpace) -> set[str]:
+    """What a bag of entries a tensor is invariant to: permutations, of heads too."""
+    heads = {"heads"} if allowed("heads", space) is None else set()
+    return {"permutation"} | heads
+
+
+class Mixture(Mixed):
+    """StatNN over many architectures."""
+
+    def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
+        super().__init__()
+        if config.quasi != "none":
+            raise UnsupportedError(
+                "a quasi layer belongs to one architecture, and these are many",
+                "use --quasi balanced or none",
+            )
+        self.scale = Standardise(POOLED)
+        self.head = mlp_head(POOLED, config.head, config.outputs, config.dropout)
+
+    def bind(self, space: WeightSpace) -> Metanetwork:
+        """Reads any network whose tensors are understood."""
+        if isinstance(space, Opaque):
+            raise UnsupportedError(f"statnn reads statistics of layers; this is {space.title}")
+        return Pooled(self, space)
+
+    def calibrate(self, parts: Sequence[tuple[WeightSpace, Mapping[str, Tensor]]]) -> None:
+        """Set the constants of every statistic from the training set."""
+        self.scale.fit(torch.cat([pooled_statistics(space, w) for space, w in parts]))
+
+
+class Pooled(Metanetwork):
+    """dict of (b, *shape) -> raw outputs (b, outputs), of one of the architectures."""
+
+    def __init__(self, shared: Mixture, space: WeightSpace) -> None:
+        super().__init__()
+        self.shared, self.space = shared, space
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations, of heads too."""
+        return _of_bags(space)
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        return self.shared.head(self.shared.scale(pooled_statistics(self.space, w)))

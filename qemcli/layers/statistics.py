@@ -4,6 +4,7 @@ set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.layers.features import Features
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import ACTIVATIONS, Chain, WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+CODED = tuple(sorted(ACTIVATIONS))  # the activations that have a feature of their own
+POOLED = 2 * 5 * 7 + 5 + len(CODED)
 
 
 def seven(x: Tensor) -> Tensor:
@@ -48,6 +51,34 @@ def tensor_statistics(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
     space.
     """
     return torch.cat([seven(w[name].flatten(1)) for name in space.names], dim=-1)
+
+
+def pooled_statistics(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
+    """dict of (b, *shape) -> (b, POOLED), whatever the depth and the widths.
+
+    The seven of every tensor: of the first map, of the last, and their mean, least and largest
+    over all maps; the same of the biases and other vectors (zeros where there are none). Beside
+    them what the space itself says: logarithms of the number of tensors, of parameters, of the
+    mean and the largest width, of the taps of a kernel, and the activation.
+    """
+    maps = [t for t in space.tensors if len(t.axes) > 1]
+    vectors = [t for t in space.tensors if len(t.axes) == 1]
+    first = w[space.tensors[0].name]
+    parts = []
+    for group in (maps, vectors):
+        if not group:
+            parts.append(first.new_zeros(len(first), 35))
+            continue
+        found = torch.stack([seven(w[t.name].flatten(1)) for t in group])
+        ends = [found[0], found[-1], found.mean(0), found.amin(0), found.amax(0)]
+        parts.append(torch.cat(ends, dim=-1))
+    sizes = [axis.size for t in maps for axis in t.axes if axis.name in "uvs"]
+    widths = space.widths[1:] or (1,)
+    said = [len(space.tensors), space.size, sum(widths) / len(widths), max(widths)]
+    said.append(sum(sizes) / len(sizes) if sizes else 1)
+    told = [math.log(number) for number in said]
+    told += [float(space.activation == name) for name in CODED]
+    return torch.cat([*parts, first.new_tensor(told).expand(len(first), -1)], dim=-1)
 
 
 def compressed(x: Tensor) -> Tensor:
