@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from qemcli.errors import InputError
+from qemcli.functions import respond
 from qemcli.groups import applicable
-from qemcli.spaces import Chain, Opaque
+from qemcli.spaces import Chain, Opaque, Residual
 from qemcli.zoos.indexing import index
 from qemcli.zoos.opening import open_zoo
 from qemcli.zoos.zoo import Zoo
@@ -182,7 +183,7 @@ def test_networks_with_normalisation_are_listed(tmp_path):
         open_zoo(tmp_path / "tune_zoo_cifar10_resnet18")
 
 
-def park_config(channels, residual, activation):
+def park_config(channels, residual, activation, kernels):
     """The authors' class, as their pickles name it; the reader must not need it."""
     module = types.ModuleType("create_random_cnns")
     kind = dataclasses.make_dataclass(
@@ -192,14 +193,14 @@ def park_config(channels, residual, activation):
     module.CNNConfig = kind
     sys.modules["create_random_cnns"] = module
     n = len(channels)
-    return kind(n, channels, [3] * n, [1] * n, residual, activation)
+    return kind(n, channels, kernels, [1] * n, residual, activation)
 
 
-def park_state(seed, channels, side=3):
+def park_state(seed, channels, kernels=(3, 3, 3)):
     rng = torch.Generator().manual_seed(seed)
     widths = [3, *channels]
     made = OrderedDict()
-    for i, (a, b) in enumerate(zip(widths, channels, strict=False)):
+    for i, (a, b, side) in enumerate(zip(widths, channels, kernels, strict=False)):
         made[f"layers.{i}.weight"] = torch.randn(b, a, side, side, generator=rng)
         made[f"layers.{i}.bias"] = torch.randn(b, generator=rng)
     made["fc.weight"] = torch.randn(10, channels[-1], generator=rng)
@@ -208,20 +209,21 @@ def park_state(seed, channels, side=3):
 
 
 NETS = {
-    "trial_a": ([4, 6], [-1, -1], ["relu", "relu"]),
-    "trial_b": ([4, 5, 4], [-1, -1, 0], ["relu", "relu", "relu"]),  # the first layer is added
-    "trial_c": ([5, 6], [-1, -1], ["tanh", "gelu"]),
+    "trial_a": ([4, 6], [-1, -1], ["relu", "relu"], [3, 3]),
+    # The first layer is added, to one of another width and to one of the same.
+    "trial_b": ([4, 5, 6], [-1, -1, 0], ["relu", "relu", "relu"], [3, 3, 3]),
+    "trial_c": ([5, 6, 5], [-1, -1, 0], ["tanh", "gelu", "tanh"], [3, 5, 7]),
 }
 
 
 def park(splits=True):
     files, top = {}, "cifar10_zooV2"
-    for k, (trial, (channels, residual, activation)) in enumerate(NETS.items()):
+    for k, (trial, (channels, residual, activation, kernels)) in enumerate(NETS.items()):
         for e in (10, 20):
             tree = {
-                "model": park_state(10 * k + e, channels),
+                "model": park_state(10 * k + e, channels, kernels),
                 "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
-                "config": park_config(channels, residual, activation),
+                "config": park_config(channels, residual, activation, kernels),
                 "iteration": e,
                 "last_result": {"test/acc": 0.3 + k / 10 + e / 1000, "config": {}},
             }
@@ -246,7 +248,7 @@ def test_wild_park_is_read_without_its_authors_classes(tmp_path, monkeypatch, ki
     assert (zoo.layout, len(zoo), zoo.failures) == ("wild_park", 6, [])
     assert "create_random_cnns" not in sys.modules
     table = zoo.index
-    assert table["config.channels"].tolist()[::2] == ["4 6", "4 5 4", "5 6"]
+    assert table["config.channels"].tolist()[::2] == ["4 6", "4 5 6", "5 6 5"]
     assert table["activation"].fillna("unknown").tolist()[::2] == ["relu", "unknown", "unknown"]
     if splits:
         assert table["split"].tolist()[::2] == ["train", "val", "test"]
@@ -257,14 +259,73 @@ def test_wild_park_is_read_without_its_authors_classes(tmp_path, monkeypatch, ki
     for space, flat, positions in zoo.load():
         for row, i in zip(flat, positions.tolist(), strict=True):
             kinds[i] = space
-            expected = park_state(10 * (i // 2) + (10, 20)[i % 2], list(NETS.values())[i // 2][0])
+            channels, _, _, kernels = list(NETS.values())[i // 2]
+            expected = park_state(10 * (i // 2) + (10, 20)[i % 2], channels, kernels)
             w = space.unflatten(row[None])
             assert all(torch.equal(w[name][0], expected[name]) for name in expected)
     assert isinstance(kinds[2], Opaque)
-    assert kinds[2].reason == "residual connections"
+    why = "residual connections: layer 0 of 4 neurons cannot be added to layer 2 of 6"
+    assert kinds[2].reason == why
+    assert isinstance(kinds[4], Residual)
+    assert (kinds[4].hidden, kinds[4].activation) == ({"h1": 5, "h2": 6}, None)
+    assert applicable(kinds[4]) == ["permutation"]
     assert kinds[0].widths == (3, 4, 6, 10)
     assert (kinds[0].forward.known, kinds[0].forward.padding) == (True, 1)
     assert len(open_zoo(zoo.path).index) == 4
+
+
+def sampled(w, residual, activation, x):
+    """What the authors' own class computes (its published sampler), for sums of equal widths."""
+    act = {"relu": torch.relu, "tanh": torch.tanh}
+    kept = []
+    for i, (added, name) in enumerate(zip(residual, activation, strict=True)):
+        weight = w[f"layers.{i}.weight"]
+        padding = weight.shape[-1] // 2
+        x = torch.conv2d(x, weight, w[f"layers.{i}.bias"], padding=padding)
+        if added > -1:
+            x = x + kept[added]
+        x = act[name](x)
+        kept.append(x)
+    return x.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
+
+
+def test_wild_park_network_with_sums_is_run_as_the_authors_do(tmp_path, monkeypatch):
+    nets = {"trial_r": ([5, 6, 5, 6], [-1, -1, 0, 1], ["relu"] * 4, [3, 5, 7, 3])}
+    monkeypatch.setitem(globals(), "NETS", nets)
+    path = pack(park(splits=False), tmp_path, "folder")
+    zoo = Zoo.open(path)
+    ((space, flat, _),) = zoo.load()
+    assert isinstance(space, Residual)
+    assert set(applicable(space)) == {"permutation", "scale", "monomial"}
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w = space.unflatten(flat.double())
+    for i, found in enumerate(respond(space, w, x)):
+        one = {name: values[i] for name, values in w.items()}
+        wanted = sampled(one, *nets["trial_r"][1:3], x)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-8)
+    index(path, out=tmp_path / "index")
+    ((again, rows, _),) = Zoo.open(tmp_path / "index").load()
+    assert again == space
+    assert torch.equal(rows, flat)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"stride": [2, 1, 1]}, "do not keep their size"), ({"residual": [-1, 0]}, "4 layers")],
+)
+def test_wild_park_sums_that_are_not_understood_are_listed(tmp_path, setting, said):
+    config = {"residual": [-1, -1, 0], "activation": ["relu"] * 3, "stride": [1] * 3, **setting}
+    tree = {"model": park_state(0, [4, 5, 4]), "config": config}
+    name = "cifar10_zooV2/trial/checkpoint_000010/checkpoint.pt"
+    zoo = Zoo.open(pack({name: saved(tree)}, tmp_path, "folder"))
+    (space,) = zoo.spaces.values()
+    assert isinstance(space, Opaque)
+    assert said in space.reason
+    tree["config"]["residual"] = ["first"]
+    name = name.replace("000010", "000020")
+    failed = pack({name: saved(tree)}, tmp_path / "bad", "folder")
+    with pytest.raises(InputError, match="not the numbers of layers"):
+        Zoo.open(failed)
 
 
 def test_wild_park_settings_in_omegaconf_are_read_as_data(tmp_path):

@@ -4,7 +4,8 @@
 <trial>/checkpoint_<epoch>/checkpoint.pt holds a state dict beside pickled settings of other
 people's classes: these are read as data, nothing of theirs is imported. Parts and scores come from
 cnn_park_splits.json in or beside the zoo, else scores from result.json or from the checkpoints
-themselves. Networks with residual connections are listed and not claimed as chains.
+themselves. Sums of layers of different widths, of which the authors add the channels that both
+have, are in no weight space of ours: such networks are listed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 
 from qemcli.checkpoints import Checkpoint
 from qemcli.errors import InputError, QemError
-from qemcli.formats._torch_pickles import Beyond, located
+from qemcli.formats._torch_pickles import located
+from qemcli.formats._torch_tensors import Beyond
 from qemcli.formats.torch_file import plain
 from qemcli.recognition import activation_name, weights
-from qemcli.spaces import Chain, WeightSpace, opaque
+from qemcli.spaces import Chain, Layered, WeightSpace, opaque, residual
+from qemcli.spaces.residual import NONE
 from qemcli.zoos.layouts import _runs
 from qemcli.zoos.members import first_names
 from qemcli.zoos.zoo import Zoo
@@ -96,7 +99,7 @@ class _Looked:
         columns = {f"config.{k}": _text(said[k]) for k in SETTINGS if k in said}
         alone = activation_name(acts[0]) if len(set(acts)) == 1 else None
         self.settings[id(space)] = {
-            **columns, "activation": alone if isinstance(space, Chain) else None
+            **columns, "activation": alone if isinstance(space, Layered) else None
         }  # fmt: skip
         return space
 
@@ -120,25 +123,37 @@ def _text(value: Any) -> Any:
 
 
 def _space(checkpoint: Checkpoint, said: dict[str, Any]) -> WeightSpace:
-    """A chain of convolutions, global pooling and a dense layer; opaque where earlier layers are
-    added to later ones."""
-    added = said.get("residual")
-    listed = added if isinstance(added, list) else [added]
-    if any(isinstance(layer, int) and layer >= 0 for layer in listed):
-        return opaque(weights(checkpoint.weights())[0], "residual connections")
+    """Convolutions, global pooling and a dense layer, with sums of layers of one width; opaque
+    where sums are of other layers."""
     space = checkpoint.listed()
     if not isinstance(space, Chain):
         return space
-    kernels = {space[la.weight].unfolded[2:] for la in space.layers if la.conv}
-    strides = set(_listed(said.get("stride"))) or {"1"}
-    side = next(iter(kernels))[0] if kernels else 1
-    alike = len(kernels) == 1 and strides == {"1"}
-    pads = set(_listed(said.get("padding"))) or {str(side // 2)}
-    known = alike and pads == {str(side // 2)}
-    return space.running(
-        stride=1, padding=side // 2, junction="pool", image=(space.layers[0].cols, 32, 32),
-        known=known,
-    )  # fmt: skip
+    added = _added(said.get("residual"))
+    kernels = [space[la.weight].unfolded[2:] for la in space.layers if la.conv]
+    halves = [str(side) for side in (kernel[0] // 2 for kernel in kernels)]
+    usual = set(_listed(said.get("stride"))) <= {"1"}
+    usual &= _listed(said.get("padding")) in ([], halves, halves[:1])
+    side = kernels[0][0] if kernels else 1
+    known = usual and (len(set(kernels)) == 1 or any(i != NONE for i in added))
+    image = (space.layers[0].cols, 32, 32)
+    space = space.running(stride=1, padding=side // 2, junction="pool", image=image, known=known)
+    if all(i == NONE for i in added):
+        return space
+    try:
+        if not usual:
+            raise InputError("a stride or padding by which images do not keep their size")
+        return residual(space, (*added, NONE))
+    except InputError as why:
+        reason = f"residual connections: {why.message}"
+        return opaque(weights(checkpoint.weights())[0], reason)
+
+
+def _added(said: Any) -> tuple[int, ...]:
+    """The layer that is added to each convolution, -1 for none; InputError for no numbers."""
+    listed = said if isinstance(said, list) else [] if said is None else [said]
+    if not all(isinstance(i, int) for i in listed):
+        raise InputError(f"the setting 'residual' is {said!r}, not the numbers of layers")
+    return tuple(max(i, NONE) for i in listed)
 
 
 def _stated(runs: _runs.Runs) -> dict[Key, tuple[str, float | None]]:
