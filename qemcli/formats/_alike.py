@@ -15,20 +15,18 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from struct import error as struct_error
 from typing import Any
 
 import numpy as np
 
 from qemcli.checkpoints import open_checkpoint
 from qemcli.errors import InputError, QemError
+from qemcli.formats._torch_pickles import BROKEN
 from qemcli.spaces import WeightSpace
 
 EXACT = 1 << 24  # integers that float32 holds
 KINDS = 4096  # pickles remembered at a time
 _STORAGE = re.compile(r"[^/]+/data/(\d+)")
-# What zipfile and struct raise for archives that are cut, damaged or of a kind not read here.
-BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, struct_error, EOFError, LookupError)
 
 
 @dataclass(frozen=True)

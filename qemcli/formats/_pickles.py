@@ -1,8 +1,6 @@
 """A pickle read as data: nothing is imported, made or called, whatever it asks for.
 
-The opcodes are run on a stack of our own. A class or function is its name (`Named`), an object of a
-class is a note of what it would have been made from (`Foreign`), and a call is handed to the
-caller, who may know what it stands for. Every name that would have been called is kept.
+Its opcodes are run on a machine of our own, see _pickle_machine.py.
 """
 
 from __future__ import annotations
@@ -11,45 +9,15 @@ import codecs
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from mmap import mmap
-from typing import Any, Final
+from typing import Any
+
+from qemcli.formats._pickle_machine import MARK, Bad, Call, Machine, Named, hashable, name_of
 
 MAX_STEPS = 8_000_000  # each makes one small object at most
 MAX_NUMBER = 32  # bytes of an integer
-MAX_KEY = 4  # levels of tuples in a key
-MAX_COPIED = 64 << 20  # what calls may be given in all, above the file's own bytes
-MARK: Final = object()
-_WEIGHTS: dict[type, int] = {
-    str: 1,
-    bytes: 1,
-    list: 16,
-    tuple: 16,
-    dict: 16,
-}  # bytes a piece, or more
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # what Python 2 called them
-
-
-class Bad(ValueError):
-    """What is wrong with a pickle."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """A class or function that a pickle speaks of: its module and name, never looked up."""
-
-    name: str
-
-
-@dataclass(eq=False)
-class Foreign:
-    """An object that a pickle would have made: of what class, from what, with what put into it."""
-
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    values: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -62,19 +30,15 @@ class Pickled:
     calls: tuple[str, ...]
 
 
-UNKNOWN: Final = object()
-Call = Callable[[str, tuple[Any, ...]], Any]
-
-
 def read(data: bytes | mmap, start: int, call: Call, persistent: Callable[[Any], Any]) -> Pickled:
     """Read the pickle that begins at `start`.
 
     `call(name, args)` says what such a call stands for, or UNKNOWN; `persistent(id)` what an
     object outside the pickle is. Raises Bad for what is no pickle, is cut short or is too large.
     """
-    machine = _Machine(data, start, call, persistent)
+    machine = Machine(data, start, call, persistent)
     try:
-        value = machine.run()
+        value = _run(machine)
     except (IndexError, KeyError, TypeError, struct.error, AttributeError, RecursionError) as error:
         raise Bad(f"no sound pickle ({type(error).__name__} at byte {machine.at})") from None
     except (UnicodeError, ValueError, OverflowError) as error:
@@ -82,140 +46,16 @@ def read(data: bytes | mmap, start: int, call: Call, persistent: Callable[[Any],
     return Pickled(value, machine.at, tuple(dict.fromkeys(machine.calls)))
 
 
-class _Machine:
-    """The stack, the memo, and one method for each kind of opcode."""
-
-    def __init__(
-        self, data: bytes | mmap, at: int, call: Call, persistent: Callable[[Any], Any]
-    ) -> None:
-        self.data, self.at, self.call, self.persistent = data, at, call, persistent
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-        self.calls: list[str] = []
-        self.left = MAX_COPIED + len(data)
-
-    def run(self) -> Any:
-        for _ in range(MAX_STEPS):
-            code = self.take(1)[0]
-            if code == pickle.STOP[0]:
-                return self.stack.pop()
-            step = _STEPS.get(code)
-            if step is None:
-                raise Bad(f"opcode {code:#04x} at byte {self.at - 1} is none that torch writes")
-            step(self)
-        raise Bad(f"more than {MAX_STEPS} steps")
-
-    def take(self, count: int) -> bytes:
-        found = self.data[self.at : self.at + count]
-        if count < 0 or len(found) != count:
-            raise Bad(f"cut short at byte {self.at}")
-        self.at += count
-        return found
-
-    def line(self) -> bytes:
-        end = self.data.find(b"\n", self.at, self.at + 10_000)
-        if end < 0:
-            raise Bad(f"cut short at byte {self.at}")
-        return self.take(end + 1 - self.at)[:-1]
-
-    def number(self, form: str) -> int:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def sized(self, form: str) -> bytes:
-        return self.take(self.number(form))
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def marked(self) -> list[Any]:
-        """What stands above the last mark, taken off with it."""
-        at = len(self.stack) - 1
-        while self.stack[at] is not MARK:
-            at -= 1
-            if at < 0:
-                raise Bad("a mark is missing")
-        found = self.stack[at + 1 :]
-        del self.stack[at:]
-        return found
-
-    def pair(self) -> tuple[Any, Any]:
-        second = self.stack.pop()
-        return self.stack.pop(), second
-
-    def put(self, key: int) -> None:
-        self.memo[key] = self.stack[-1]
-
-    def extend(self, values: list[Any]) -> None:
-        target = self.stack[-1]
-        if isinstance(target, Foreign):
-            target.values.extend(values)
-        elif isinstance(target, set):
-            target.update(_key(v) for v in values)
-        elif isinstance(target, list):
-            target.extend(values)
-        else:
-            raise Bad(f"items for a {type(target).__name__}")
-
-    def update(self, values: list[Any]) -> None:
-        target = self.stack[-1]
-        into = target.items if isinstance(target, Foreign) else target
-        if not isinstance(into, dict) or len(values) % 2:
-            raise Bad(f"pairs for a {type(target).__name__}")
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            into[_key(key)] = value
-
-    def spend(self, args: Any) -> None:
-        """Count what a call or an object may copy: a few bytes can ask for the same value again and
-        again."""
-        self.left -= _length(args)
-        if self.left < 0:
-            raise Bad("objects made from more than the file holds")
-
-    def reduce(self) -> None:
-        function, args = self.pair()
-        self.spend(args)
-        for arg in args if isinstance(args, tuple) else ():
-            self.spend(arg)
-        name = _name(function)
-        found = self.call(name, args) if isinstance(args, tuple) else UNKNOWN
-        if found is UNKNOWN:
-            self.calls.append(name)
-            found = Foreign(name, args if isinstance(args, tuple) else (args,))
-        self.push(found)
-
-    def make(self, kind: Any, args: Any) -> None:
-        self.spend(args)
-        self.push(Foreign(_name(kind), tuple(args)))
-
-    def build(self) -> None:
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if isinstance(target, Foreign):  # a dict's own attributes are nobody's weights
-            target.state = state
-
-
-def _length(value: Any) -> int:
-    weight = _WEIGHTS.get(type(value), 0)
-    return weight * len(value) if weight else 0
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, Named | Foreign):
-        return value.name
-    return f"a {type(value).__name__}"
-
-
-def _key(value: Any, depth: int = 0) -> Any:
-    """The value, if it is safe to hash: nested tuples would be hashed on the C stack, and large
-    integers can be chosen so that all have one hash."""
-    if isinstance(value, int) and abs(value) >> 60:
-        raise Bad("a key of more than 60 bits")
-    if isinstance(value, tuple):
-        if depth == MAX_KEY:
-            raise Bad("a key of nested tuples")
-        for item in value:
-            _key(item, depth + 1)
-    return value
+def _run(machine: Machine) -> Any:
+    for _ in range(MAX_STEPS):
+        code = machine.take(1)[0]
+        if code == pickle.STOP[0]:
+            return machine.stack.pop()
+        step = _STEPS.get(code)
+        if step is None:
+            raise Bad(f"opcode {code:#04x} at byte {machine.at - 1} is none that torch writes")
+        step(machine)
+    raise Bad(f"more than {MAX_STEPS} steps")
 
 
 def _whole(raw: bytes) -> int:
@@ -242,59 +82,59 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogatepass")
 
 
-def _named(m: _Machine) -> None:
+def _named(m: Machine) -> None:
     m.push(Named(_line_name(m)))
 
 
-def _line_name(m: _Machine) -> str:
+def _line_name(m: Machine) -> str:
     module, name = _text(m.line()), _text(m.line())
     return f"{_RENAMED.get(module, module)}.{name}"
 
 
-def _stack_named(m: _Machine) -> None:
+def _stack_named(m: Machine) -> None:
     module, name = m.pair()
     if not isinstance(module, str) or not isinstance(name, str):
         raise Bad("a name that is no string")
     m.push(Named(f"{module[:200]}.{name[:200]}"))
 
 
-def _dict(m: _Machine) -> None:
+def _dict(m: Machine) -> None:
     values = m.marked()
     m.push({})
     m.update(values)
 
 
-def _set(m: _Machine) -> None:
+def _set(m: Machine) -> None:
     values = m.marked()
-    m.push(frozenset(_key(v) for v in values))
+    m.push(frozenset(hashable(v) for v in values))
 
 
-def _object(m: _Machine) -> None:
+def _object(m: Machine) -> None:
     kind, *args = m.marked()
-    m.calls.append(_name(kind))
+    m.calls.append(name_of(kind))
     m.make(kind, args)
 
 
-def _instance(m: _Machine) -> None:
+def _instance(m: Machine) -> None:
     name = _line_name(m)
     m.calls.append(name)
     m.make(Named(name), m.marked())
 
 
-def _new(m: _Machine) -> None:
+def _new(m: Machine) -> None:
     kind, args = m.pair()
     m.make(kind, args)
 
 
-def _new_with_names(m: _Machine) -> None:
+def _new_with_names(m: Machine) -> None:
     names = m.stack.pop()
     kind, args = m.pair()
     m.spend(args)
     m.make(kind, (*args, names))
 
 
-def _tuple_of(count: int) -> Callable[[_Machine], None]:
-    def step(m: _Machine) -> None:
+def _tuple_of(count: int) -> Callable[[Machine], None]:
+    def step(m: Machine) -> None:
         if len(m.stack) < count:
             raise Bad("a tuple of more than there is")
         found = tuple(m.stack[len(m.stack) - count :])
@@ -304,11 +144,11 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
     return step
 
 
-def _constant(value: Any) -> Callable[[_Machine], None]:
+def _constant(value: Any) -> Callable[[Machine], None]:
     return lambda m: m.push(value)
 
 
-_STEPS: dict[int, Callable[[_Machine], Any]] = {
+_STEPS: dict[int, Callable[[Machine], Any]] = {
     code[0]: step
     for code, step in {
         pickle.PROTO: lambda m: m.take(1),

@@ -8,6 +8,7 @@ it is read over HTTP ranges as well as from a disk.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,8 +133,7 @@ def _refuse(where: str | Path, reason: str) -> NoReturn:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        name = next(n for n, _ in pairs if n in seen or seen.add(n))  # type: ignore[func-returns-value]
+        name = Counter(n for n, _ in pairs).most_common(1)[0][0]
         raise _Bad(f"'{name[:80]}' stands twice in the header")
     return found
 

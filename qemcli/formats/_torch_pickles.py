@@ -8,95 +8,30 @@ legacy: magic, protocol, machine, object, [keys] as pickles, then for each key: 
 from __future__ import annotations
 
 import io
-import math
 import mmap
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from struct import error as struct_error
 from typing import Any, NoReturn
 
 import numpy as np
 
 from qemcli.errors import InputError
-from qemcli.formats._pickles import UNKNOWN, Bad, Foreign, Named, Pickled, read
+from qemcli.formats._pickle_machine import Bad, Foreign
+from qemcli.formats._pickles import Pickled, read
+from qemcli.formats._torch_tensors import SIZES, Beyond, Storage, Storages, Stored, call, no_call
 from qemcli.formats.safetensors import decode
 
 MAX_PICKLE = 64 << 20  # bytes
 SMALL = 8 << 20  # bytes; a larger file is mapped into memory and not read
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_DTYPES = {  # storage type -> (torch's name, bytes)
-    "DoubleStorage": ("float64", 8), "FloatStorage": ("float32", 4), "HalfStorage": ("float16", 2),
-    "BFloat16Storage": ("bfloat16", 2), "LongStorage": ("int64", 8), "IntStorage": ("int32", 4),
-    "ShortStorage": ("int16", 2), "CharStorage": ("int8", 1), "ByteStorage": ("uint8", 1),
-    "BoolStorage": ("bool", 1), "ComplexFloatStorage": ("complex64", 8),
-    "ComplexDoubleStorage": ("complex128", 16), "UntypedStorage": ("uint8", 1),
-}  # fmt: skip
-_SIZES = dict(_DTYPES.values()) | {
-    "uint16": 2, "uint32": 4, "uint64": 8, "float8_e4m3fn": 1, "float8_e5m2": 1,
-    "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1, "complex32": 4,
-}  # fmt: skip
-# What a call of these makes is data and stays a note; a call of anything else could do anything.
-INERT = frozenset(
-    {
-        "_codecs.encode", "builtins.set", "builtins.frozenset", "builtins.bytearray",
-        "builtins.complex", "builtins.slice", "builtins.range", "copyreg._reconstructor",
-        "datetime.date", "datetime.datetime", "datetime.time", "datetime.timedelta",
-        "decimal.Decimal", "fractions.Fraction", "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar", "numpy.dtype", "pathlib.Path", "pathlib.PosixPath",
-        "pathlib.PurePath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
-        "pathlib.WindowsPath", "torch.device", "uuid.UUID",
-    }
-)  # fmt: skip
-_DICTS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
-_BROKEN = (zipfile.BadZipFile, OSError, ValueError, EOFError, struct_error, NotImplementedError)
-
-
-class Beyond(Exception):
-    """A sound file of a kind that only torch reads."""
-
-
-@dataclass(eq=False)
-class Storage:
-    """Bytes of the file: `count` numbers of `dtype` from byte `begin` on, which is found when it is
-    needed; `crc` is 0 where the file states none."""
-
-    dtype: str
-    count: int
-    begin: int = -1
-    crc: int = 0
-    member: int = -1  # offset of a zip's local header
-
-    @property
-    def size(self) -> int:
-        return self.count * _SIZES[self.dtype]
-
-
-@dataclass(eq=False)
-class Stored:
-    """A tensor: a strided view of a storage, in elements of its own dtype."""
-
-    storage: Storage
-    dtype: str
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-    @property
-    def size(self) -> int:
-        """Bytes, were it contiguous."""
-        return math.prod(self.shape) * _SIZES[self.dtype]
-
-    @property
-    def reach(self) -> int:
-        """Elements from its first to its last one in the storage, both counted."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+LEGACY = 5  # pickles of a legacy file: magic, protocol, machine, object, keys
+# What zipfile and struct raise for archives that are cut, damaged or of a kind not read here.
+BROKEN = (zipfile.BadZipFile, ValueError, NotImplementedError, struct_error, EOFError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -119,7 +54,28 @@ def located(path: Path) -> Located:
         found = _zipped(path) if zipped else _legacy(path)
     except Bad as error:
         _damaged(path, str(error))
+    except Beyond:
+        _vet(path, zipped)
+        raise
     return Located(found.value, found.calls)
+
+
+def _vet(path: Path, zipped: bool) -> None:
+    """InputError where a pickle in it, read to its end, is none that anybody should read."""
+    at = 0
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if zipped:
+                read(_member(file, _pickle_of(_members(path))), 0, Foreign, _outside)
+                return
+            for _ in range(LEGACY):
+                at = read(data, at, Foreign, _outside).end
+    except Bad as error:
+        _damaged(path, str(error))
+
+
+def _outside(pid: Any) -> Any:
+    return None
 
 
 def arrays(path: Path, tensors: Mapping[str, Stored]) -> dict[str, np.ndarray]:
@@ -141,7 +97,7 @@ def arrays(path: Path, tensors: Mapping[str, Stored]) -> dict[str, np.ndarray]:
 
 
 def _array(data: bytes | mmap.mmap, tensor: Stored) -> np.ndarray:
-    size = _SIZES[tensor.dtype]
+    size = SIZES[tensor.dtype]
     begin = tensor.storage.begin + tensor.offset * size
     raw = memoryview(data)[begin : begin + tensor.reach * size]
     flat = decode(np.frombuffer(raw, np.uint8), tensor.dtype)
@@ -184,17 +140,13 @@ def _damaged(path: Path, why: str) -> NoReturn:
 
 def _zipped(path: Path) -> Pickled:
     members = _members(path)
-    pickles = [m for name, m in members.items() if re.fullmatch(r"[^/]+/data\.pkl", name)]
-    if len(pickles) != 1 or pickles[0].header_offset != 0:
-        raise Bad(f"{len(pickles)} data.pkl, of which one should come first")
-    if pickles[0].file_size > MAX_PICKLE:
-        raise Bad(f"a pickle of {pickles[0].file_size} bytes is over the limit of {MAX_PICKLE}")
-    root = pickles[0].filename.removesuffix("data.pkl")
+    first = _pickle_of(members)
+    root = first.filename.removesuffix("data.pkl")
     with path.open("rb") as file:
         order = members.get(f"{root}byteorder")
         if order and _member(file, order) != b"little":
             raise Beyond("its numbers are big-endian")
-        data = _member(file, pickles[0])
+        data = _member(file, first)
 
     def storage(key: str, dtype: str, count: int) -> Storage:
         member = members.get(f"{root}data/{key}")
@@ -206,7 +158,16 @@ def _zipped(path: Path) -> Pickled:
             found.crc = 0  # a checksum of more than we read
         return found
 
-    return read(data, 0, _call, _Storages(storage).get)
+    return read(data, 0, call, Storages(storage).get)
+
+
+def _pickle_of(members: Mapping[str, zipfile.ZipInfo]) -> zipfile.ZipInfo:
+    pickles = [m for name, m in members.items() if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if len(pickles) != 1 or pickles[0].header_offset != 0:
+        raise Bad(f"{len(pickles)} data.pkl, of which one should come first")
+    if pickles[0].file_size > MAX_PICKLE:
+        raise Bad(f"a pickle of {pickles[0].file_size} bytes is over the limit of {MAX_PICKLE}")
+    return pickles[0]
 
 
 def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -215,7 +176,7 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except _BROKEN:
+    except (*BROKEN, OSError):
         _damaged(path, f"has {size} bytes")
     if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in infos):
         raise InputError(
@@ -240,49 +201,20 @@ def _member(file: io.BufferedIOBase, member: zipfile.ZipInfo) -> bytes:
     return data
 
 
-@dataclass
-class _Storages:
-    """Persistent ids, each key one storage."""
-
-    make: Any
-    known: dict[str, Storage] = field(default_factory=dict)
-
-    def get(self, pid: Any) -> Any:
-        if isinstance(pid, tuple) and pid[:1] == ("module",) and len(pid) > 1:
-            return pid[1]  # legacy: a class with its source text
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise Bad("a persistent id that is no storage")
-        kind, key, count = pid[1], pid[2], pid[4]
-        if len(pid) == 6 and pid[5] is not None:
-            raise Beyond("a view of a storage")
-        name = kind.name.rpartition(".")[2] if isinstance(kind, Named) else ""
-        if name not in _DTYPES:
-            raise Beyond(f"the storage type {name[:40]}")
-        if not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**48:
-            raise Bad("a storage without key or count")
-        dtype = _DTYPES[name][0]
-        if key not in self.known:
-            self.known[key] = self.make(key, dtype, count)
-        found = self.known[key]
-        if (found.dtype, found.count) != (dtype, count):
-            raise Beyond("one storage under two types")
-        return found
-
-
 def _legacy(path: Path) -> Pickled:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        storages = _Storages(lambda key, dtype, count: Storage(dtype, count))
+        storages = Storages(lambda key, dtype, count: Storage(dtype, count))
         at = 0
         for expected in (MAGIC, PROTOCOL):
-            plain = read(data, at, _no_call, storages.get)
+            plain = read(data, at, no_call, storages.get)
             at = plain.end
             if plain.value != expected:
                 raise Beyond("an older torch file")
-        machine = read(data, at, _no_call, storages.get)
+        machine = read(data, at, no_call, storages.get)
         if not isinstance(machine.value, dict) or machine.value.get("little_endian") is not True:
             raise Beyond("its numbers are big-endian")
-        held = read(data, machine.end, _call, storages.get)
-        keys = read(data, held.end, _no_call, storages.get)
+        held = read(data, machine.end, call, storages.get)
+        keys = read(data, held.end, no_call, storages.get)
         _place(data, keys, storages.known)
         return held
 
@@ -299,79 +231,3 @@ def _place(data: mmap.mmap, keys: Pickled, storages: dict[str, Storage]) -> None
         if count != storage.count or end > len(data):
             raise Bad(f"needs {end} bytes, has {len(data)}")
         at = end
-
-
-def _no_call(name: str, args: tuple[Any, ...]) -> Any:
-    raise Bad(f"a call of {name[:80]} where torch writes plain numbers")
-
-
-def _call(name: str, args: tuple[Any, ...]) -> Any:
-    """What a call stands for: a tensor, a dict, a plain value; UNKNOWN where it could run code."""
-    short = name.rpartition(".")[2]
-    if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-        return _tensor(*args[:4])
-    if name == "torch._utils._rebuild_tensor_v3":
-        storage, offset, shape, stride, *_, dtype = args[:7]
-        return _tensor(storage, offset, shape, stride, dtype)
-    if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
-        return args[0]
-    if name.startswith(("torch._utils._rebuild", "torch._tensor._rebuild")):
-        raise Beyond(short)
-    if name in _DICTS:
-        return _dict(args)
-    if name == "torch.Size":
-        return tuple(args[0])
-    if name in INERT:
-        return _note(name, short, args)
-    return UNKNOWN
-
-
-def _dict(args: tuple[Any, ...]) -> Any:
-    """A dict of the pairs that it is made from, if any: the rest is set afterwards."""
-    pairs = args[0] if args and isinstance(args[0], list) else []
-    return {k: v for k, v in pairs if isinstance(k, str | int)}
-
-
-def _note(name: str, short: str, args: tuple[Any, ...]) -> Any:
-    if name == "_codecs.encode" and isinstance(args[0], str):
-        return args[0].encode("latin-1")
-    if short == "scalar" and len(args) == 2:
-        return _scalar(*args)
-    words = [str(a) for a in args if isinstance(a, str | int)]
-    if name == "torch.device":
-        return ":".join(words)
-    if name.startswith("pathlib."):
-        return str(PurePosixPath(*words))
-    return Foreign(name, args)
-
-
-def _scalar(dtype: Any, raw: Any) -> Any:
-    """A NumPy number, as Python's."""
-    code = dtype.args[0] if isinstance(dtype, Foreign) and dtype.args else None
-    if isinstance(code, str) and re.fullmatch(r"[fiub][1248]", code) and isinstance(raw, bytes):
-        kind = np.dtype(code).newbyteorder("<")
-        if len(raw) == kind.itemsize:
-            return np.frombuffer(raw, kind)[0].item()
-    return Foreign("numpy.scalar")
-
-
-def _counts(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(v) is int and 0 <= v < 2**48 for v in values)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any = None) -> Stored:
-    if not isinstance(storage, Storage) or not _counts((offset,)):
-        raise Bad("a tensor without storage")
-    if not _counts(shape) or not _counts(stride) or len(shape) != len(stride) or len(shape) > 32:
-        raise Bad("a tensor whose shape or strides are no counts")
-    name = storage.dtype if dtype is None else _name(dtype)
-    if name not in _SIZES:
-        raise Beyond(f"the dtype {name[:40]}")
-    found = Stored(storage, name, shape, stride, offset)
-    if found.reach and (offset + found.reach) * _SIZES[name] > storage.size:
-        raise Bad("a tensor that reaches beyond its storage")
-    return found
-
-
-def _name(dtype: Any) -> str:
-    return dtype.name.removeprefix("torch.") if isinstance(dtype, Named) else "unknown"

@@ -21,6 +21,7 @@ from qemcli.writing import beside
 TWIN = ".safetensors"  # follows the whole name of the file that it was made from
 NEWEST = (2, 10)  # torch before it can be made to write where it should not, whatever we forbid
 SECONDS, MEGABYTES = 20, 4096  # of processor time and memory, above what torch itself takes
+WAIT = 120  # seconds that it may take in all
 LARGEST = 2 << 30  # bytes of a pickle
 SCRIPT = Path(__file__).with_name("_sandbox.py")
 Say = Callable[[str], None]
@@ -97,12 +98,10 @@ def _run(path: Path, out: Path) -> str:
         try:
             done = subprocess.run(
                 words, stdin=given, stdout=taken, stderr=subprocess.PIPE, cwd=home,
-                env=environment, timeout=3 * SECONDS, start_new_session=True,
+                env=environment, timeout=WAIT, start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise InputError(
-                f"{path}: its pickle ran for {3 * SECONDS} s and was stopped"
-            ) from None
+            raise InputError(f"{path}: its pickle ran for {WAIT} s and was stopped") from None
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode or not out.stat().st_size:
         raise InputError(

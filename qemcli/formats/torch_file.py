@@ -20,8 +20,9 @@ import numpy as np
 
 from qemcli.checkpoints import TRUST, Checkpoint, RunsCode, peek
 from qemcli.errors import InputError
-from qemcli.formats._pickles import Foreign
-from qemcli.formats._torch_pickles import Beyond, Stored, arrays, located
+from qemcli.formats._pickle_machine import Foreign
+from qemcli.formats._torch_pickles import arrays, located
+from qemcli.formats._torch_tensors import Beyond, Stored
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "model_state",
@@ -137,17 +138,24 @@ def _load(path: Path, why: str) -> Any:
     return _leaves(path, tree)
 
 
-def _leaves(path: Path, value: Any, depth: int = 0) -> Any:
+def _leaves(path: Path, value: Any, known: dict[int, Any] | None = None, depth: int = 0) -> Any:
+    """The value with its tensors as ours; what stands in it twice is looked at once."""
     import torch
 
+    known = {} if known is None else known
+    if id(value) in known:
+        return known[id(value)]
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized:
             kind = "quantised" if value.is_quantized else value.layout
             raise InputError(f"{path}: a tensor in it is {kind}, not dense")
-        return _Loaded(value)
-    if isinstance(value, Mapping) and depth < MAX_DEPTH:
-        return {k: _leaves(path, v, depth + 1) for k, v in value.items()}
-    return value
+        known[id(value)] = _Loaded(value)
+    elif isinstance(value, Mapping) and depth < MAX_DEPTH:
+        made = known[id(value)] = {}
+        made.update((k, _leaves(path, v, known, depth + 1)) for k, v in value.items())
+    else:
+        return value
+    return known[id(value)]
 
 
 def _unwrap(path: Path, tree: Any) -> tuple[dict[str, Any], dict[str, Any], tuple]:
@@ -161,7 +169,7 @@ def _unwrap(path: Path, tree: Any) -> tuple[dict[str, Any], dict[str, Any], tupl
     tree = found
     metadata: dict[str, Any] = {}
     skipped: list[tuple[str, str]] = []
-    while True:
+    for _ in range(MAX_DEPTH):  # a dict may stand in itself
         metadata.update(_scalars(tree))
         key = next((k for k in WRAPPERS if _holds_tensors(tree.get(k))), None)
         if key is None or any(isinstance(v, Stored | _Loaded) for v in tree.values()):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from qemcli.checkpoints import peek
 from qemcli.errors import InputError
-from qemcli.formats._alike import BROKEN
+from qemcli.formats._torch_pickles import BROKEN
 from qemcli.zoos import unpacking
 
 LARGEST = 16 << 20  # bytes of a member: an INR has some thousand numbers

@@ -20,7 +20,8 @@ from torch import nn
 from qemcli.checkpoints import open_checkpoint
 from qemcli.errors import InputError, QemError
 from qemcli.formats import _torch_pickles, torch_file
-from qemcli.formats._pickles import Bad, Foreign, read
+from qemcli.formats._pickle_machine import Bad, Foreign
+from qemcli.formats._pickles import read
 
 STATE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([0.5, -0.5])}
 
@@ -276,3 +277,51 @@ def test_settings_that_stand_in_each_other_come_to_an_end():
     wide = [0] * 10_000
     with pytest.raises(InputError, match="entries"):
         list(torch_file._walk({"a": [wide] * 10_000}, ""))
+
+
+def nested(levels, width, bottom=b"K\x01"):
+    """A pickle of tuples in which one tuple stands `width` times in the next, used as a key."""
+    memo = b"".join(
+        b"0(" + b"h" + bytes([i]) + (b"h" + bytes([i])) * (width - 1) + b"tq" + bytes([i + 1])
+        for i in range(levels)
+    )
+    return b"\x80\x02" + bottom + b"q\x00" + memo + b"}h" + bytes([levels]) + b"K\x00s."
+
+
+@pytest.mark.parametrize(("levels", "width"), [(3, 2000), (40, 2), (4, 200)])
+def test_key_that_holds_one_tuple_many_times_is_refused_at_once(levels, width):
+    started = time.process_time()
+    with pytest.raises(Bad, match="a key of nested tuples"):
+        read(nested(levels, width), 0, no_call, lambda pid: None)
+    assert time.process_time() - started < 0.5
+
+
+def test_what_is_left_to_torch_is_vetted_to_its_end(tmp_path):
+    """Behind a storage that only torch knows stands a key that would be hashed for ever."""
+    beyond = b"\x80\x02(U\x07storagectorch\nQInt8Storage\nU\x010U\x03cpuK\x01tQ0"
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", beyond + nested(40, 2)[2:])
+        archive.writestr("a/data/0", b"\0" * 4)
+    started = time.process_time()
+    with pytest.raises(InputError, match="a key of nested tuples"):
+        open_checkpoint(tmp_path / "a.pt")
+    assert time.process_time() - started < 2
+
+
+def test_dict_that_stands_in_itself_ends(tmp_path):
+    tree = {"net": {"w": torch.ones(2, 3)}}
+    tree["model"] = tree
+    torch.save(tree, tmp_path / "a.pt")
+    shapes = open_checkpoint(tmp_path / "a.pt").shapes
+    assert set(shapes.values()) == {(2, 3)}
+    assert len(shapes) <= torch_file.MAX_DEPTH
+
+
+def test_tree_of_shared_dicts_that_torch_has_loaded_is_looked_at_once(tmp_path):
+    leaf = {"w": torch.ones(2)}
+    for _ in range(torch_file.MAX_DEPTH):
+        leaf = {str(i): leaf for i in range(50)}
+    started = time.process_time()
+    found = torch_file._leaves(tmp_path, leaf)
+    assert time.process_time() - started < 1
+    assert found["0"] is found["1"]

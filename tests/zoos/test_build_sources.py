@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_web import Fault
 
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.zoos.build import sources
@@ -117,7 +118,7 @@ def test_images_of_the_hub_are_those_of_one_commit_and_checked(hub, tmp_path: Pa
 def test_images_that_are_not_those_the_hub_names_are_refused(hub, tmp_path: Path) -> None:
     pixels = np.zeros((6, 8, 8), dtype=np.uint8)
     _write(tmp_path / "x.parquet", pixels, True)
-    hub.mangle = True
+    hub.cdn.faults += [Fault("GET /blob", corrupt=True)]
     hub.add("owner/name", {"x.parquet": (tmp_path / "x.parquet").read_bytes()}, "dataset")
     with pytest.raises(EnvironmentFailure, match="its bytes are not those"):
         sources.load(replace(PLAN, source="hf://datasets/owner/name/x.parquet"))

@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qemcli.errors import InputError, QemError, UsageError
-from qemcli.formats._alike import BROKEN, Alike
+from qemcli.formats._alike import Alike
+from qemcli.formats._torch_pickles import BROKEN
 from qemcli.spaces import Transformer, transformer_of
 from qemcli.zoos import sources
 from qemcli.zoos.members import Folder, Member, Tree, first_names, tree

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from qemcli.errors import InputError, QemError
-from qemcli.formats._torch_pickles import Beyond, Stored, located
 from qemcli.formats._torch_pickles import arrays as read_arrays
+from qemcli.formats._torch_pickles import located
+from qemcli.formats._torch_tensors import Beyond, Stored
 from qemcli.spaces import Opaque, opaque
 from qemcli.zoos import sources
 from qemcli.zoos.zoo import Zoo
