@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from qemcli.equivariance import steps
 from qemcli.errors import InconclusiveError, InputError, UsageError
 from qemcli.functions import probe_inputs
-from qemcli.groups import act, applicable
+from qemcli.groups import act, allowed, applicable
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.quasi import switched_off
 from qemcli.layers.shown import Shown
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 Networks = Mapping[str, Tensor]
 Model = Callable[[dict[str, Tensor]], Tensor]
 PLACES = (8, 8)  # where pictures are compared: two functions that differ, differ on every one
+MOST = 12  # architectures that a predictor of many is tried on
 VISIBLE = 100.0  # a control must move the answer by so many tolerances to count
 
 
@@ -230,6 +232,51 @@ def verify(predictor: Predictor, flat: Tensor, group: str | None, check: Check) 
     report.rows += layers(predictor.metanetwork, space, w, check)
     report.rows += quasi_leak(predictor, w)
     return report
+
+
+def verify_mixed(
+    predictor: Predictor,
+    zoos: list[Zoo],
+    count: int,
+    group: str | None,
+    check: Check,
+    seen: Callable[[Predictor], Predictor] = lambda one: one,
+) -> tuple[Report, dict[str, int]]:
+    """A predictor of many architectures on each of those in the zoos, MOST at most: the report of
+    all of them, and how many networks of each it was tried on. What is verified is `seen` of it.
+
+    Raises InconclusiveError where the zoos hold fewer than two networks of every architecture.
+    """
+    report = Report(controls=0)
+    tried: dict[str, int] = {}
+    having = ((s, f) for s, f in _met(predictor, zoos, count) if not group or not allowed(group, s))
+    for space, flat in islice(having, MOST):
+        one = verify(seen(predictor.on(space)), flat, group, check)
+        report.rows += [row | {"architecture": space.title} for row in one.rows]
+        report.claimed = sorted({*report.claimed, *one.claimed})
+        report.tolerance = max(report.tolerance, one.tolerance)
+        report.controls += one.controls
+        tried[space.title] = tried.get(space.title, 0) + len(flat)
+    if not tried:
+        raise InconclusiveError(
+            f"no architecture of '{predictor.name}' has two finite networks to try it on"
+            f"{f' and the group {group}' if group else ''}",
+            "give a --zoo that holds some",
+        )
+    return report, tried
+
+
+def _met(predictor: Predictor, zoos: list[Zoo], count: int) -> Iterator[tuple[WeightSpace, Tensor]]:
+    """The architectures that it was trained on, as far as the zoos hold two networks of each: at
+    most `count` of them."""
+    for zoo in zoos:
+        for space, positions in zoo.groups():
+            if not predictor.met(space):
+                continue
+            for theirs, flat, _ in zoo.load(positions[:count]):
+                finite = flat[flat.isfinite().all(dim=1)]
+                if len(finite) > 1:
+                    yield theirs, finite
 
 
 def networks(space: WeightSpace, zoos: list[Zoo], count: int, activation: str | None) -> Tensor:

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from qemcli.groups import allowed
 from qemcli.layers.features import Features
-from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.message_passing import blocks, incoming_mean, joined
+from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
 from qemcli.layers.typed_graph import EDGES, NODES, TypedGraph, typed_graph
 from qemcli.spaces import Chain, WeightSpace

@@ -110,8 +110,19 @@ def verify_invariance(
         "seed": seed,
         "dtype": dtype.value,
     }
-    columns = ["kind", "group", "elements", "layer", "max_error", "mean_error", "holds", "claimed"]
-    sink.answer(Answer(found.rows, summary, [], columns), out, found.code)
+    mixed = ["architecture"] if any("architecture" in row for row in found.rows) else []
+    columns = [
+        *mixed,
+        "kind",
+        "group",
+        "elements",
+        "layer",
+        "max_error",
+        "mean_error",
+        "holds",
+        "claimed",
+    ]
+    sink.answer(Answer(found.rows, summary, [], mixed + columns), out, found.code)
 
 
 def _verified(
@@ -151,11 +162,19 @@ def _verified(
         report = verification.verify_predictor(model, space, w, groups, groups, check)
         return report, {"module": module, "networks": len(flat)}
     if is_predictor(checkpoint):
+
+        def seen(one: Predictor) -> Predictor:
+            named = f"bad twin of {one.name}"
+            made = replace(one, name=named, model=Twin(one.reader, one.space, check.seed))
+            return made if twin else one
+
         predictor = Predictor.load(checkpoint)
-        if twin:
-            named = f"bad twin of {predictor.name}"
-            model = Twin(predictor.model, predictor.space, check.seed)
-            predictor = replace(predictor, name=named, model=model)
+        if predictor.others:
+            zoos = _zoos(zoo, sink)
+            report, tried = verification.verify_mixed(predictor, zoos, networks, group, check, seen)
+            named = f"bad twin of {predictor.name}" if twin else predictor.name
+            return report, {"predictor": named, "networks": sum(tried.values()), "tried": tried}
+        predictor = seen(predictor)
         flat = verification.networks(predictor.space, _zoos(zoo, sink), networks, activation)
         report = verification.verify(predictor, flat, group, check)
         return report, {"predictor": predictor.name, "networks": len(flat)}
