@@ -55,13 +55,8 @@ class Model(Grown):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
-        super().__init__(space, config.reads, config.depth, config.outputs)
+        super().__init__(space, config)
         self.config = config
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """(rounds, patience)."""
-        return self.config.rounds, self.config.patience
 
     def grower(self, train: Examples, val: Examples, seed: int) -> Grower:
         """LightGBM's random forest under this configuration."""

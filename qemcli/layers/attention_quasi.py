@@ -59,12 +59,8 @@ class Matrices(nn.Module):
         for linear in (self.first, self.last):
             for weight in linear.weight.data:
                 nn.init.xavier_uniform_(weight)
-        size = torch.full((blocks,), eps)
         self.eps: Tensor
-        if learned:
-            self.eps = nn.Parameter(size)
-        else:
-            self.register_buffer("eps", size)
+        _keep_eps(self, blocks, eps, learned)
 
     def forward(self, phi: Tensor) -> Tensor:
         phi = phi.expand(len(self.eps), *phi.shape)
@@ -76,6 +72,15 @@ class Matrices(nn.Module):
         if self.raw:
             _require_regular(matrices.detach())
         return matrices
+
+
+def _keep_eps(module: nn.Module, blocks: int, eps: float, learned: bool) -> None:
+    """One eps a block, as the module's parameter or as a constant that is saved with it."""
+    size = torch.full((blocks,), eps)
+    if learned:
+        module.eps = nn.Parameter(size)
+    else:
+        module.register_buffer("eps", size)
 
 
 def _require_regular(matrices: Tensor) -> None:
@@ -158,12 +163,8 @@ class Exact(nn.Module):
         ffn = sum(role in READ[4:] for role in space.blocks[0].roles)
         self.first = BlockLinear(blocks, 2 * (1 + DEGREE) + 7 * ffn, 32)
         self.last = BlockLinear(blocks, 32, 2 * DEGREE)
-        size = torch.full((blocks,), eps)
         self.eps: Tensor
-        if learned:
-            self.eps = nn.Parameter(size)
-        else:
-            self.register_buffer("eps", size)
+        _keep_eps(self, blocks, eps, learned)
 
     def forward(self, blocks: Sequence[Roles]) -> Blocks:
         seen = [self._seen(roles) for roles in blocks]

@@ -136,6 +136,21 @@ def _faults(forest: Forest, given: dict[str, Tensor]) -> Iterator[str]:
             yield f"a forest's '{name}' points outside 0 to {limit - 1}"
 
 
+class Settings(Protocol):
+    """What every kind of trees is told: see the architectures' `Config`."""
+
+    @property
+    def reads(self) -> str: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def patience(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+
+
 class Grown(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs) in float64: a forest on what it `reads`.
 
@@ -143,15 +158,16 @@ class Grown(Metanetwork):
     classes' logits. It has no gradients: `training.learn` calls `grow`.
     """
 
-    def __init__(self, space: WeightSpace, reads: str, depth: int, outputs: int) -> None:
+    def __init__(self, space: WeightSpace, told: Settings) -> None:
         super().__init__()
+        reads, self.limits = told.reads, (told.rounds, told.patience)
         if reads not in READS:
             raise UsageError(f"trees cannot read '{reads}'", suggest(reads, list(READS)))
-        if depth < 1:
-            raise UsageError(f"depth = {depth}: a tree asks at least one question")
-        self.space, self.reads, self.outputs = space, reads, outputs
+        if told.depth < 1:
+            raise UsageError(f"depth = {told.depth}: a tree asks at least one question")
+        self.space, self.reads, self.outputs = space, reads, told.outputs
         features = space.size if reads == "weights" else 7 * len(space.names)
-        self.forest = Forest(features, depth, outputs)
+        self.forest = Forest(features, told.depth, told.outputs)
 
     @abstractmethod
     def grower(self, train: Examples, val: Examples, seed: int) -> Grower:
@@ -159,11 +175,6 @@ class Grown(Metanetwork):
 
         Raises EnvironmentFailure where it is not installed.
         """
-
-    @property
-    @abstractmethod
-    def limits(self) -> tuple[int, int]:
-        """(most rounds, rounds without a lower validation loss before stopping; 0: all of them)."""
 
     def claims(self, space: WeightSpace) -> set[str]:
         """What the features are invariant to: statistics to orders of neurons and of heads, weights

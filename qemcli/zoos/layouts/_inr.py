@@ -3,7 +3,6 @@ folder or straight from the archive; weights are read when they are asked for.""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from qemcli.formats._alike import Alike
 from qemcli.recognition import stated
 from qemcli.spaces import Chain, chain_of
 from qemcli.zoos import sources
+from qemcli.zoos.layouts._usual import usual
 from qemcli.zoos.members import Member, Tree, first_names, tree
 from qemcli.zoos.zoo import Zoo
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas
 
 W0 = 30.0
-SAMPLE = 9  # networks whose tensors say what the zoo's are
 SIDES = {"cifar": 32, "mnist": 28, "fashion": 28}  # pixels, by what the names say
 OTHER = (".json", ".md", ".txt", ".csv", ".yaml", ".yml", ".log", ".png", ".parquet")
 MACOS = "what macOS puts into archives"
@@ -148,22 +147,15 @@ def _labelled(found: Found, reader: Alike) -> None:
 
 
 def _space(found: Found, reader: Alike, convention: str) -> Chain:
-    """The space that most of the first networks have; what has another is named when it is read."""
-    spaces, reasons = [], []
-    for name in sorted(found.networks):
-        try:
-            spaces.append(reader.read(found.tree.read(found.networks[name][0]))[0].space)
-        except QemError as error:
-            reasons.append({"checkpoint": name, "reason": error.message})
-        if len(spaces) == SAMPLE:
-            break
-    if not spaces:
-        failed = [*found.failures, *reasons]
-        first = f"; the first: {': '.join(failed[0].values())}" if failed else ""
-        raise InputError(f"{found.path}: none of its {len(failed)} INRs can be read{first}")
-    common = Counter(tuple(space.shapes.items()) for space in spaces).most_common(1)[0][0]
-    usual = next(one for one in spaces if tuple(one.shapes.items()) == common)
-    siren = chain_of(stated(usual, W0, convention), "a zoo of INRs")
+    """The space that most of the first networks have, as a SIREN."""
+    one = usual(
+        "INRs",
+        found.path,
+        found.networks,
+        lambda name: reader.read(found.tree.read(found.networks[name][0]))[0].space,
+        found.failures,
+    )
+    siren = chain_of(stated(one, W0, convention), "a zoo of INRs")
     return siren.running(image=_image(found, siren))
 
 

@@ -20,11 +20,12 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qemcli.errors import InputError, QemError, UsageError
+from qemcli.errors import InputError, UsageError
 from qemcli.formats._alike import Alike
 from qemcli.formats._torch_pickles import BROKEN
 from qemcli.spaces import Transformer, transformer_of
 from qemcli.zoos import sources
+from qemcli.zoos.layouts._usual import usual
 from qemcli.zoos.members import Folder, Member, Tree, first_names, tree
 from qemcli.zoos.zoo import Zoo
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import pandas
 
 HEADS = 2  # of every network in both archives; no tensor says it
-SAMPLE = 9  # networks whose tensors say what the zoo's are
 BEST = -1  # the epoch of the checkpoints that were best on the test set
 NAME = re.compile(r"(?:^|/)(mnist|ag_news)/([0-9a-z]{4,16})_(\d{1,4}|best\d?)_(\d{1,5})\.pt$")
 MINE = re.compile(r"(?:^|/)(mnist|ag_news)/[^/]+\.pt$")
@@ -143,22 +143,16 @@ def open(path: Path, activation: str | None = None, statistics: bool = False) ->
 
 
 def _space(found: Found) -> Transformer:
-    """The space that most of the first networks have; what has another is named when it is
-    read."""
-    reader, spaces, reasons = Alike(HEADS), [], list(found.failures)
-    for name in sorted(found.networks):
-        try:
-            spaces.append(reader.read(found.tree.read(found.networks[name][0]))[0].space)
-        except QemError as error:
-            reasons.append({"checkpoint": name, "reason": error.message})
-        if len(spaces) == SAMPLE:
-            break
-    if not spaces:
-        first = f"; the first: {': '.join(reasons[0].values())}" if reasons else ""
-        raise InputError(f"{found.path}: none of its {len(reasons)} networks can be read{first}")
-    common = Counter(tuple(space.shapes.items()) for space in spaces).most_common(1)[0][0]
-    usual = next(one for one in spaces if tuple(one.shapes.items()) == common)
-    return transformer_of(usual, "a Small Transformer Zoo")
+    """The space that most of the first networks have."""
+    reader = Alike(HEADS)
+    one = usual(
+        "networks",
+        found.path,
+        found.networks,
+        lambda name: reader.read(found.tree.read(found.networks[name][0]))[0].space,
+        found.failures,
+    )
+    return transformer_of(one, "a Small Transformer Zoo")
 
 
 def _index(found: Found, data: str) -> tuple[pandas.DataFrame, dict[str, Any]]:
