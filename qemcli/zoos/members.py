@@ -25,6 +25,9 @@ from qemcli.formats._torch_pickles import BROKEN
 from qemcli.zoos import unpacking
 
 LARGEST = 16 << 20  # bytes of a member: an INR has some thousand numbers
+AFTER = " ..."  # behind a member's name: what may have come after it, and is lost
+DEEPEST = 100  # folders in folders: below, nobody keeps checkpoints
+TOO_DEEP = f"more than {DEEPEST} folders deep: not looked into"
 RATIO = 200  # a larger member may not unpack to more than so many times its bytes
 HEAD = 1 << 16  # bytes searched for the first names of a zip whose directory is lost
 AGAIN = "download it again"
@@ -65,7 +68,10 @@ class Folder:
         for item in items:
             name = prefix + item.name
             if item.is_dir(follow_symlinks=False):
-                yield from self._below(item.path, f"{name}/")
+                if name.count("/") < DEEPEST:
+                    yield from self._below(item.path, f"{name}/")
+                else:
+                    yield Member(name, 0, reason=TOO_DEEP)
                 continue
             follow = item.is_symlink() and self._holds(os.path.realpath(item.path))
             status = item.stat(follow_symlinks=follow)
@@ -100,7 +106,7 @@ class Tar:
         """Every file, in the order of the archive; a cut is a last member with its `reason`."""
         size, last = self.path.stat().st_size, Member(self.path.name, 0)
         try:
-            with tarfile.open(self.path, "r:") as archive:
+            with tarfile.open(self.path, "r:", tarinfo=unpacking.Head) as archive:
                 kept: Any = archive
                 while (info := archive.next()) is not None:
                     kept.members.clear()  # else a million headers stay in memory
@@ -110,7 +116,7 @@ class Tar:
         except (tarfile.TarError, *BROKEN, OSError) as error:
             if last.reason is None:  # else it is where the cut lies, and was named
                 reason = f"the archive is cut short or damaged after it ({error})"
-                yield Member(f"{last.name} ...", 0, reason=reason)
+                yield Member(f"{last.name}{AFTER}", 0, reason=reason)
 
     def read(self, member: Member) -> bytes:
         """The member's bytes; InputError where the archive has become shorter."""

@@ -17,7 +17,7 @@ from qemcli.errors import QemError
 from qemcli.formats import directory
 from qemcli.formats._unpickling import TWIN
 from qemcli.spaces import WeightSpace
-from qemcli.zoos.members import repository
+from qemcli.zoos.members import DEEPEST, TOO_DEEP, repository
 from qemcli.zoos.sources import arch_key
 
 # A file with one of these is a checkpoint, or a failure: it is never passed over.
@@ -83,7 +83,9 @@ def _walk(found: Listing, folder: str, below: str, inside: str, within: bool = F
     for item in items:
         relative = below + item.name
         if item.is_dir(follow_symlinks=False):
-            if not item.name.startswith(".") and item.name != "__MACOSX":
+            if relative.count("/") == DEEPEST:
+                _note(found, relative, TOO_DEEP)
+            elif not item.name.startswith(".") and item.name != "__MACOSX":
                 _walk(found, item.path, f"{relative}/", inside, within)
         elif within:
             found.ignored += item.name not in directory.MARKS and not _PART.search(item.name)

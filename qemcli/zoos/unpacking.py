@@ -2,7 +2,7 @@
 unpacked once, as one plain tar in the user's cache, and read there; nothing is extracted.
 
 The cache is $QEM_CACHE, else qem/ in $XDG_CACHE_HOME or ~/.cache; an archive that has changed is
-unpacked again.
+unpacked again, and what was not used for longest goes when the whole is larger than KEPT.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -32,8 +32,24 @@ _OPEN: dict[bytes, Callable[..., Any]] = {
 MAX_RATIO, MAX_FREE = 200, 256 << 20  # an archive may unpack to more only if it packs less well
 BLOCK = 1 << 20
 MAX_LOOK = 512 << 20  # bytes unpacked for a look at the first names
+KEPT = 64 << 30  # bytes of unpacked archives that the cache may hold, the one in use apart
+LARGEST_HEAD = 1 << 13  # bytes of a name or of what else a tar says of a member before it
 AGAIN = "download it again"
 _BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, ValueError)
+
+
+class Head(tarfile.TarInfo):
+    """A member's header, for tarfile to make: one that claims to be longer than any name is refused
+    before it is read."""
+
+    _LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+             tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+
+    def _proc_member(self, archive: Any) -> Any:  # the way that tarfile leaves for subclasses
+        if self.type in self._LONG and self.size > LARGEST_HEAD:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        ordinary: Any = super()
+        return ordinary._proc_member(archive)
 
 
 def packed(path: Path) -> bool:
@@ -75,7 +91,7 @@ def first_names(path: Path, count: int) -> list[str]:
     try:
         with _stream(path) as stream:
             bounded: Any = _Bounded(stream)  # of a file tarfile only reads
-            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=Head) as archive:
                 while len(names) < count and (info := archive.next()) is not None:
                     if not info.isdir():
                         names.append(info.name.removeprefix("./"))
@@ -109,6 +125,8 @@ def unpacked(path: Path) -> Path:
     name = hashlib.sha256(os.fsencode(stamp)).hexdigest()[:24]
     target = cache() / "archives" / f"{name}.tar"
     if target.is_file():
+        with suppress(OSError):  # a cache that is read-only
+            os.utime(target)  # the time of its last use
         return target
 
     def write(plain: Path) -> None:
@@ -117,7 +135,19 @@ def unpacked(path: Path) -> Path:
                 out.write(block)
 
     beside(target, write)
+    _bound(target)
     return target
+
+
+def _bound(newest: Path) -> None:
+    """Remove what was not used for longest, until the rest and the newest are within KEPT."""
+    with suppress(OSError):  # another process is at it
+        found = [(f.stat(), f) for f in newest.parent.glob("*.tar") if f != newest]
+        left = KEPT - newest.stat().st_size
+        for status, file in sorted(found, key=lambda item: -item[0].st_mtime_ns):
+            left -= status.st_size
+            if left < 0:
+                file.unlink()
 
 
 def cache() -> Path:

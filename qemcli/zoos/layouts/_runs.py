@@ -15,7 +15,7 @@ from qemcli.checkpoints import Checkpoint
 from qemcli.errors import InputError, QemError
 from qemcli.spaces import WeightSpace
 from qemcli.zoos import sources
-from qemcli.zoos.members import LARGEST, Member
+from qemcli.zoos.members import AFTER, LARGEST, Member
 from qemcli.zoos.networks import Networks, networks
 from qemcli.zoos.zoo import Zoo
 
@@ -82,6 +82,8 @@ def find(path: Path, chosen: Callable[[str], bool], read: Callable[[str], str | 
         base = member.name.rpartition("/")[2]
         if "__MACOSX" in member.name or base.startswith("._") or base == ".DS_Store":
             runs.left_out.setdefault(MACOS, []).append(member.name)
+        elif member.reason is not None and member.name.endswith(AFTER):
+            runs.fail(member.name, member.reason)  # whatever it was
         elif chosen(member.name):
             runs.checkpoints[member.name] = member
             if member.reason is not None:
