@@ -13,7 +13,7 @@ from qemcli import groups
 from qemcli.checkpoints import Checkpoint, open_checkpoint
 from qemcli.errors import QemError
 from qemcli.recognition import stated
-from qemcli.spaces import Chain, Transformer, WeightSpace
+from qemcli.spaces import Chain, Residual, Transformer, WeightSpace
 from qemcli.zoos.statistics import digests, ties
 
 SMALL = 0.3  # sd times sqrt(inputs) of hidden weights: a SIREN's .05 to .1, nn.Linear's .58
@@ -42,6 +42,7 @@ def describe(
         "widths": list(space.widths),
         "activation": space.activation,
         "activation_source": _source(space, activation, w0 is not None),
+        **_sums(space),
         **_attention(space),
         "groups": groups.applicable(space),
         "refused": {name: reason for name, reason in refused.items() if reason},
@@ -59,6 +60,11 @@ def describe(
         "space": json.loads(space.to_json()),
         **({"hint": hint} if hint else {}),
     }
+
+
+def _sums(space: WeightSpace) -> dict[str, Any]:
+    """Which layers (from 1) are added to which, of networks with residual sums."""
+    return {"sums": space.sums} if isinstance(space, Residual) else {}
 
 
 def _attention(space: WeightSpace) -> dict[str, Any]:

@@ -91,6 +91,10 @@ class Canonicalise:
     factor: int = field(default=1, init=False)
 
     def refusal(self, space: WeightSpace) -> str | None:
+        try:
+            chain_of(space, "a canonical form")
+        except UnsupportedError as why:
+            return why.message
         return None
 
     def __call__(self, space: WeightSpace, w: Weights, block: int) -> tuple[Weights, Columns]:

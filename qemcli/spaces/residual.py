@@ -75,9 +75,14 @@ class Residual(WeightSpace, kind="residual"):
 
     @property
     def title(self) -> str:
-        """Family, widths, activation and which layers (from 1) are added to which."""
-        sums = ", ".join(f"{a + 1} to {i}" for i, a in enumerate(self.added, start=1) if a != NONE)
-        return f"{self.family} {self.widths} {self.activation} with sums ({sums})"
+        """Family, widths, activation and sums."""
+        return f"{self.family} {self.widths} {self.activation} with sums ({self.sums})"
+
+    @property
+    def sums(self) -> str:
+        """Which layers (from 1) are added to which: `1 to 3, 2 to 4`."""
+        pairs = enumerate(self.added, start=1)
+        return ", ".join(f"{earlier + 1} to {i}" for i, earlier in pairs if earlier != NONE)
 
     def fits(self, other: WeightSpace) -> bool:
         """True where `other` has the same layers and sums, whatever its tensors are called."""
