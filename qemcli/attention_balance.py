@@ -23,7 +23,8 @@ from torch import Tensor
 
 from qemcli.balance import balance
 from qemcli.groups import allowed
-from qemcli.spaces import Rotary, Transformer, WeightSpace, chain_of
+from qemcli.residual_balance import balance_residual
+from qemcli.spaces import Residual, Rotary, Transformer, WeightSpace, chain_of
 
 RANK = 1e-12  # a singular value this small beside the largest is zero
 Roles = dict[str, Tensor]
@@ -206,4 +207,6 @@ def representative(space: WeightSpace, w: Mapping[str, Tensor]) -> dict[str, Ten
     """The balanced networks of any space, dict of (b, *shape)."""
     if isinstance(space, Transformer):
         return balance_transformer(space, w)
+    if isinstance(space, Residual):
+        return balance_residual(space, w)[0]
     return balance(chain_of(space, "balance"), w)[0]

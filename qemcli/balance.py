@@ -70,7 +70,7 @@ def _kept(x: Tensor, finite: Tensor) -> Tensor:
 
 def _smallest(pairs: Pairs, element: Element, sweeps: int | None) -> Pairs:
     """The minimum over positive scales; its factors are written into `element`."""
-    edges, biases = _log_squares(pairs)
+    edges, biases = log_squares(pairs)
     alive = _alive(edges, biases)
     for l, live in enumerate(alive):
         edges[l] = edges[l].masked_fill(~live[:, :, None], -math.inf)
@@ -98,7 +98,7 @@ def _rescaled(pairs: Pairs, factors: list[Tensor], alive: list[Tensor]) -> Pairs
     return moved
 
 
-def _log_squares(pairs: Pairs) -> tuple[list[Tensor], list[Tensor]]:
+def log_squares(pairs: Pairs) -> tuple[list[Tensor], list[Tensor]]:
     """log of the squared norm of edges (b, j, k), taps summed, and of biases (b, j)."""
     edges = []
     for weight, _ in pairs:
@@ -212,8 +212,8 @@ def _signed(space: Chain, pairs: Pairs, element: Element, digits: float) -> Pair
     for l, axis in enumerate(space.hidden):
         weight, bias = moved[l]
         above, above_bias = moved[l + 1]
-        keys = _keys(weight, None if turning else bias, above, l == 0, l + 2 == len(pairs))
-        sign = column = _first_sign(keys)
+        keys = keys_of_signs(weight, None if turning else bias, above, l == 0, l + 2 == len(pairs))
+        sign = column = first_sign(keys)
         if turning:
             phase, sign, turns = _phase_form(space.forward.w0 * bias / math.pi, sign, digits)
             element.turns[axis] = turns.long()
@@ -229,7 +229,7 @@ def _signed(space: Chain, pairs: Pairs, element: Element, digits: float) -> Pair
     return moved
 
 
-def _keys(
+def keys_of_signs(
     weight: Tensor, bias: Tensor | None, above: Tensor, first: bool, last: bool
 ) -> list[Tensor]:
     """Odd functions of a neuron, in order of precedence; each is (b, j, terms), to be summed.
@@ -254,7 +254,7 @@ def _counting(x: Tensor) -> Tensor:
     return torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
 
 
-def _first_sign(keys: list[Tensor]) -> Tensor:
+def first_sign(keys: list[Tensor]) -> Tensor:
     """(b, j): the sign of the first key that is not zero to rounding; 1 where all are."""
     sign = torch.zeros_like(keys[0][..., 0])
     for terms in keys:
