@@ -3,7 +3,7 @@ networks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -35,38 +35,26 @@ def interval(
 
 
 def paired(
-    metric: Metric,
+    many: Many,
     ours: np.ndarray,
     theirs: np.ndarray,
     label: np.ndarray,
     seed: int = 0,
     resamples: int = 1000,
 ) -> tuple[float, float, float]:
-    """(difference, low, high): metric of `ours` minus that of `theirs`, averaged over seeds.
+    """(difference, low, high): the score of `ours` minus that of `theirs`, averaged over seeds.
 
-    `ours` and `theirs` are (seeds, n) predictions of the same networks; both the seeds and the
-    networks are resampled, so the interval speaks of new seeds and new networks. NaN where the
-    metric of some run is no number (tau of a constant answer).
+    `ours` and `theirs` are (seeds, n, ...) predictions of the same networks; both the seeds and the
+    networks are resampled, the same for both, so the interval speaks of new seeds and new networks.
+    `many` as in `over_seeds`. NaN where the score of some run is no number (tau of a constant
+    answer).
     """
-    seeds = len(ours)
-
-    def difference(a: np.ndarray, b: np.ndarray, rows: np.ndarray) -> float:
-        each = [
-            metric(x[rows], label[rows]) - metric(y[rows], label[rows])
-            for x, y in zip(a, b, strict=True)
-        ]
-        return float(np.mean(each))
-
-    rng = np.random.default_rng(seed)
-
-    def resampled(rows: np.ndarray) -> float:
-        pick = rng.integers(seeds, size=seeds)
-        return difference(ours[pick], theirs[pick], rows)
-
-    found = difference(ours, theirs, np.arange(len(label)))
-    if np.isnan(found):
-        return found, found, found
-    return found, *_bootstrap(resampled, len(label), seed, resamples)
+    found, drawn, counts = _drawn(many, [*ours, *theirs], label, len(ours), seed, resamples)
+    gap = float(np.mean(found[: len(ours)] - found[len(ours) :]))
+    if np.isnan(gap):
+        return gap, gap, gap
+    a, b = (_each(many, predictions, label, counts) for predictions in (ours, theirs))
+    return gap, *_percentiles((a - b) * drawn, len(ours))
 
 
 def over_seeds(
@@ -74,18 +62,39 @@ def over_seeds(
 ) -> tuple[float, float, float]:
     """(score, low, high): the score averaged over seeds, with its 95 % percentile interval.
 
-    `predictions` are (seeds, n); both the seeds and the networks are resampled. `many` is
-    many(prediction (n,), label (n,), counts (r, n)) -> (r,): the scores of r resamples that hold
-    each network so many times. NaN where some seed's score is no number.
+    `predictions` are (seeds, n, ...); both the seeds and the networks are resampled. `many` is
+    many(prediction (n, ...), label (n,), counts (r, n)) -> (r,): the scores of r resamples that
+    hold each network so many times. NaN where some seed's score is no number.
     """
-    seeds, n = predictions.shape
-    once = np.ones((1, n))
-    found = float(np.mean([many(p, label, once)[0] for p in predictions]))
+    each, drawn, counts = _drawn(many, predictions, label, len(predictions), seed, resamples)
+    found = float(np.mean(each))
     if np.isnan(found):
         return found, found, found
-    rng = np.random.default_rng(seed)
+    return found, *_percentiles(_each(many, predictions, label, counts) * drawn, len(predictions))
+
+
+def _drawn(
+    many: Many,
+    predictions: Sequence[np.ndarray] | np.ndarray,
+    label: np.ndarray,
+    seeds: int,
+    seed: int,
+    resamples: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the score of each prediction, how often each resample holds each seed (r, seeds), and each
+    network (r, n))."""
+    n, rng = len(label), np.random.default_rng(seed)
+    each = np.array([many(p, label, np.ones((1, n), dtype=np.int64))[0] for p in predictions])
     counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    each = np.stack([many(p, label, counts) for p in predictions], axis=1)
-    low, high = np.nanquantile((each * drawn).sum(axis=1) / seeds, [0.025, 0.975])
-    return found, float(low), float(high)
+    return each, drawn, counts
+
+
+def _each(many: Many, predictions: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(r, seeds): the scores of the resamples."""
+    return np.stack([many(p, label, counts) for p in predictions], axis=1)
+
+
+def _percentiles(weighted: np.ndarray, seeds: int) -> tuple[float, float]:
+    low, high = np.nanquantile(weighted.sum(axis=1) / seeds, [0.025, 0.975])
+    return float(low), float(high)

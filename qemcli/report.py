@@ -12,6 +12,14 @@ from qemcli.errors import EnvironmentFailure, UsageError
 from qemcli.writing import beside
 
 FORMATS = (".png", ".svg", ".pdf")
+MARKS, LINES = "osD^vP*X", ("-", "--", ":", "-.")
+SHOWN = {"tau": "Kendall's τ", "psnr": "PSNR, dB,"}
+COSTS = {  # columns of a comparison, as pictures call them
+    "parameters": "parameters",
+    "seconds": "training, seconds of one processor",
+    "inference_ms": "inference, milliseconds a network",
+    "memory_mb": "peak memory of the training, MB",
+}
 TILE, GAP, LINE = 96, 8, 13  # pixels of a sheet: an image's side, between images, a line of text
 
 
@@ -132,18 +140,51 @@ def tradeoff(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
     """Score against invariance error (log scale), one mark a design; bars are one deviation over
     seeds."""
     floor = 1e-16
-    figure = _figure(9.0, 5.0)
+    figure = _figure(9.0, _height(rows))
     axes = figure.subplots()
-    for i, row in enumerate(row for row in rows if row.get("augment", "none") == "none"):
+    for i, row in enumerate(_plain(rows)):
         error = max(float(row["invariance_error"]), floor)
-        colour, marker = f"C{i % 10}", "osD^vP*X"[i // 10 % 8]
+        colour, marker = f"C{i % 10}", MARKS[i // 10 % len(MARKS)]
         bars = {"yerr": row.get("sd", 0.0), "fmt": marker, "color": colour, "capsize": 2}
         axes.errorbar([error], [row[metric]], label=row["design"], **bars)
     axes.set_xscale("log")
     axes.set_xlabel("invariance error: largest change along the orbit / spread of the answers")
-    shown = {"tau": "Kendall's τ"}.get(metric, metric)
-    axes.set_ylabel(f"{shown} on held-out networks")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_ylabel(_score(metric))
+    _legend(axes)
+    save(figure, path)
+
+
+def cost(rows: list[dict[str, Any]], metric: str, name: str, path: Path) -> None:
+    """Score against what a design costs, `name` a column of COSTS (log scale), one mark a design;
+    bars are the 95 % interval over seeds and networks."""
+    figure = _figure(9.0, _height(rows))
+    axes = figure.subplots()
+    for i, row in enumerate(_plain(rows)):
+        if not row.get(name):
+            continue
+        ends = [abs(row[metric] - row[f"{metric}_{end}"]) for end in ("low", "high")]
+        bars = {"yerr": [[ends[0]], [ends[1]]], "color": f"C{i % 10}", "capsize": 2}
+        mark = MARKS[i // 10 % len(MARKS)]
+        axes.errorbar([row[name]], [row[metric]], fmt=mark, label=row["design"], **bars)
+    axes.set_xscale("log")
+    axes.set_xlabel(COSTS[name])
+    axes.set_ylabel(_score(metric))
+    _legend(axes)
+    save(figure, path)
+
+
+def ranges(rows: list[dict[str, Any]], metric: str, names: Sequence[str], path: Path) -> None:
+    """Score (vertical) of predictors trained on the zoo as it is, on test networks moved by growing
+    scales, one line a design."""
+    figure = _figure(9.0, _height(rows))
+    axes = figure.subplots()
+    for i, row in enumerate(_plain(rows)):
+        scores = [row.get(f"{metric} {name}", np.nan) for name in names]
+        style = {"color": f"C{i % 10}", "linestyle": LINES[i // 10 % len(LINES)]}
+        axes.plot(names, scores, marker=MARKS[i % len(MARKS)], label=row["design"], **style)
+    axes.set_xlabel("scales that test networks were moved by; the zoo in training as it is")
+    axes.set_ylabel(_score(metric))
+    _legend(axes)
     save(figure, path)
 
 
@@ -152,13 +193,33 @@ def augmented(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
     figure = _figure(8.0, 4.5)
     axes = figure.subplots()
     for i, row in enumerate(rows):
-        zoos = [name for name in row if name != "design" and not name.endswith((" low", " high"))]
+        told = ("design", "zoo")
+        zoos = [name for name in row if name not in told and not name.endswith((" low", " high"))]
         scores = [row[zoo] for zoo in zoos]
-        axes.plot(zoos, scores, marker="osD^vP*X"[i % 8], color=f"C{i % 10}", label=row["design"])
+        axes.plot(
+            zoos, scores, marker=MARKS[i % len(MARKS)], color=f"C{i % 10}", label=row["design"]
+        )
     axes.set_xlabel("scales of the copies that train and test networks were augmented by")
-    axes.set_ylabel(metric)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_ylabel(_score(metric))
+    _legend(axes)
     save(figure, path)
+
+
+def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get("augment", "none") == "none"]
+
+
+def _height(rows: list[dict[str, Any]]) -> float:
+    """Inches that hold the legend."""
+    return max(5.0, 0.8 + 0.17 * len(_plain(rows)))
+
+
+def _score(metric: str) -> str:
+    return f"{SHOWN.get(metric, metric)} on held-out networks"
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def errors(rows: list[dict[str, Any]], path: Path) -> None:

@@ -10,7 +10,7 @@ import pandas
 import pytest
 import torch
 
-from qemcli import comparison, leaderboard
+from qemcli import comparison, leaderboard, runs, tables
 from qemcli.comparison import Comparison, trials
 from qemcli.errors import UsageError
 from qemcli.points import Points
@@ -62,7 +62,7 @@ def _runs(scores: dict[tuple[str, str], float]) -> leaderboard.Runs:
 
 def test_difference_is_taken_on_networks_augmented_alike() -> None:
     scores = {("statnn none", "1:10"): 2.0, ("statnn balanced", "1:10"): 0.01}
-    raw, balanced = leaderboard.table(PLAN, _runs(scores))
+    raw, balanced = leaderboard.summary(PLAN, _runs(scores))
     assert "difference" not in raw
     assert balanced["low"] > 0.3
     assert balanced["seeds"] == 2
@@ -74,32 +74,33 @@ def test_tables_show_augmented_zoos_beside_the_plain_one() -> None:
     zoos = ("none", "1:10", "1:100")
     scores = {("statnn none", zoo): 1 - 0.1 * i for i, zoo in enumerate(zoos)}
     scores[("statnn balanced", "none")] = 0.1
-    rows = leaderboard.table(PLAN, _runs(scores))
+    rows = leaderboard.summary(PLAN, _runs(scores))
     found = leaderboard.augmented(PLAN, rows)
     assert [row["design"] for row in found] == ["statnn none"]
     assert found[0]["1:100"] == pytest.approx(0.2)
-    text = leaderboard.tables(PLAN, rows, ["design", "augment", "tau", "difference"])
-    plain, _, second = text.partition("\n\n")
-    assert plain.count("\n") == 3
-    assert "| statnn none | 0.000 | 0.100 | 0.200 |" in second
+    plain, second = leaderboard.tables(PLAN, rows)
+    assert [row[0] for row in plain.rows] == ["statnn none", "statnn balanced"]
+    assert plain.best == {(1, plain.columns.index("tau"))}
+    assert second.markdown().splitlines()[-1] == (
+        "| statnn none | **0.000** | **0.100** | **0.200** |"
+    )
 
 
 def test_thresholds_keep_the_networks_of_that_accuracy() -> None:
     plan = dataclasses.replace(PLAN, augment=(), thresholds=(0.0, 0.5, 0.99))
     scores = {("statnn none", "none"): 0.3, ("statnn balanced", "none"): 1e-9}
-    rows = leaderboard.table(plan, _runs(scores))
+    rows = leaderboard.summary(plan, _runs(scores))
     raw, balanced = rows
     assert (raw["n from 0"], raw["n from 0.5"]) == (60, 30)
     assert raw["tau from 0.5 low"] < raw["tau from 0.5"] < raw["tau from 0.5 high"]
     assert raw["tau from 0.5"] < raw["tau from 0"]  # noise weighs more among alike networks
     assert balanced["tau from 0.5"] == pytest.approx(1)
     assert "tau from 0.99" not in raw  # one network is left
-    _, _, text = leaderboard.tables(plan, rows, ["design", "tau"]).partition("\n\n")
-    head, _, *lines = text.splitlines()
-    assert head == "| design | tau from 0 | tau from 0.5 | tau from 0.99 |"
+    table = leaderboard.tables(plan, rows)[1]
+    assert table.columns == ("design", "tau from 0", "tau from 0.5")
     whole = "1.000 (1.000 to 1.000)"
-    assert lines[1] == f"| statnn balanced | {whole} | {whole} | – |"
-    assert lines[2] == "| networks | 60 | 30 | – |"
+    assert table.rows[1:] == (("statnn balanced", whole, whole), ("networks", "60", "30"))
+    assert table.best == {(1, 1), (1, 2)}
 
 
 def test_thresholds_need_an_order(tmp_path: Path) -> None:
@@ -112,11 +113,46 @@ def test_thresholds_need_an_order(tmp_path: Path) -> None:
     assert comparison.load(path).thresholds == (0.5,)
 
 
-def test_scores_that_are_no_number_are_shown_as_unknown() -> None:
-    text = leaderboard.markdown(
-        [{"design": "a", "tau": float("nan"), "seeds": 3}], ["tau", "seeds"]
+def test_scores_that_are_no_number_are_shown_as_unknown_and_never_best() -> None:
+    rows = [{"design": "a", "tau": float("nan"), "seeds": 3}, {"design": "b", "tau": -0.5}]
+    found = tables.table(rows, ["tau", "seeds"], highest=["tau"])
+    assert found.markdown().splitlines()[-2:] == ["| – | 3 |", "| **-0.500** | – |"]
+
+
+def test_latex_is_escaped_and_ruled() -> None:
+    rows = [{"design": "a_b & 50% {x}", "mse": 2.0}, {"design": "c", "mse": 1.0}]
+    text = tables.table(rows, ["design", "mse"], lowest=["mse"], title="R&D").latex()
+    assert r"a\_b \& 50\% \{x\} & 2.000 \\" in text
+    assert r"c & \textbf{1.000} \\" in text
+    assert r"\caption{R\&D}" in text
+    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+    assert r"a\|b" in tables.table([{"design": "a|b"}], ["design"]).markdown()
+
+
+def test_presets_are_what_their_configurations_say(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        '[[design]]\narchitecture = "monomial_nfn"\npreset = "monomial-nfn-large"\n'
+        'name = "large"\n[[design]]\narchitecture = "monomial_nfn"\n'
+        'preset = "monomial-nfn-released"\nconfig = { head = 7 }\n'
     )
-    assert text.splitlines()[-1] == "| – | 3 |"
+    plan = comparison.load(path)
+    assert plan.entries["large"] == Design("monomial_nfn", "none", {"channels": [20, 20, 10]})
+    assert plan.designs[1] == Design("monomial_nfn", "released", {"head": 7})
+    path.write_text('[[design]]\narchitecture = "statnn"\npreset = "statn"\n')
+    with pytest.raises(UsageError, match="no preset 'statn'") as refused:
+        comparison.load(path)
+    assert refused.value.hint == "Did you mean 'statnn'?"
+    path.write_text('[[design]]\narchitecture = "statnn"\n' * 2)
+    with pytest.raises(UsageError, match="two designs are called"):
+        comparison.load(path)
+
+
+def test_what_a_run_is_called_is_no_part_of_its_key() -> None:
+    one, *_ = trials(PLAN)
+    other = dataclasses.replace(one, called="A", settings="lr=1")
+    assert one.key(PLAN, "d") == other.key(PLAN, "d")
+    assert one.key(PLAN, "d") != dataclasses.replace(one, seed=9).key(PLAN, "d")
 
 
 def test_names_that_are_no_design_are_refused(tmp_path: Path) -> None:
@@ -139,7 +175,7 @@ def test_orbits_of_heads_are_tried_and_doubled_at_growing_conditions() -> None:
         seeds=(0,), group="general-linear", ranges=ranges[:1], augment=ranges[1:],
         schedule=Schedule(epochs=1, batch_size=8), designs=designs,
     )  # fmt: skip
-    found = {(t.name, t.augment): comparison.run(t, plan, sample) for t in trials(plan)}
+    found = {(t.name, t.augment): runs.run(t, plan, sample) for t in trials(plan)}
     for (name, augment), (row, predictions) in found.items():
         exact = name.startswith("transformer_nfn")
         assert (row["invariance_error"] < 1e-9) == exact
@@ -148,7 +184,7 @@ def test_orbits_of_heads_are_tried_and_doubled_at_growing_conditions() -> None:
         apart = abs(predictions["1:10"] - predictions["none"]).max()
         assert (apart < 1e-3 * predictions["none"].std()) == exact
         assert ("eps" in row) == exact
-    doubled = comparison.doubled(sample, "general-linear", ranges[1], 0)
+    doubled = runs.doubled(sample, "general-linear", ranges[1], 0)
     assert doubled.networks.flats[0].shape == (80, space.size)
     queries = space.unflatten(doubled.networks.flats[0][40:])["encoder.0.attention.queries.weight"]
     assert queries.abs().max() > 50

@@ -23,7 +23,8 @@ class Answer:
     """What a command found: `rows` for a table, `summary` beside them, `failed` items with their
     reason.
 
-    `columns` picks and orders what a person sees; JSON and files always carry everything.
+    `columns` picks and orders what a person sees; JSON and files always carry everything. `text`
+    is printed instead of the table where it is given.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -31,6 +32,7 @@ class Answer:
     failed: list[dict[str, Any]] = field(default_factory=list)
     columns: list[str] | None = None
     title: str | None = None
+    text: str | None = None
 
 
 def plain(value: Any) -> Any:
@@ -166,6 +168,9 @@ class Sink:
         sys.stdout.flush()
 
     def _show(self, answer: Answer) -> None:
+        if answer.text is not None:
+            print(answer.text, end="")
+            return
         if answer.rows:
             self._table(answer)
         if answer.summary and not self.quiet:

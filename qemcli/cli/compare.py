@@ -1,9 +1,10 @@
-"""qem compare: several architectures and quasi modes on one zoo, same splits and seeds."""
+"""qem compare: several architectures and quasi modes on a zoo, same splits, seeds and budgets."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,17 +13,39 @@ from qemcli.cli._out import Answer, Sink
 
 app = typer.Typer(add_completion=False)
 
-Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder of runs, table and picture.")]
-ZooOption = Annotated[str | None, typer.Option("--zoo", help="Another zoo than the recipe's.")]
+
+class Format(StrEnum):
+    """How the table is printed."""
+
+    table = "table"
+    markdown = "markdown"
+    latex = "latex"
+
+
+RecipeName = Annotated[
+    str, typer.Argument(help="TOML file, ZOO with a compare.toml, or ZOO/OTHER: see --list.")
+]
+Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder of runs, tables and pictures.")]
+Zoos = Annotated[
+    list[str] | None, typer.Option("--zoo", help="Another zoo than the recipe's; may be repeated.")
+]
+Search = Annotated[
+    int,
+    typer.Option("--search", min=0, help="Before that, so many trials of settings a design."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="How the table is printed.")]
+Listed = Annotated[bool, typer.Option("--list", help="List the comparisons that ship.")]
 
 
 @app.command()
 def compare(
-    recipe: Annotated[
-        str, typer.Argument(help="TOML file, ZOO with a compare.toml, or ZOO/OTHER.")
-    ] = "cnn-small",
+    recipe: RecipeName = "cnn-small",
     out: Folder = Path("comparison"),
-    zoo: ZooOption = None,
+    zoo: Zoos = None,
+    search: Search = 0,
+    format: FormatOption = Format.table,
+    list_: Listed = False,
+    dry_run: options.DryRun = False,
     workers: options.Workers = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -30,52 +53,37 @@ def compare(
 ) -> None:
     """Train and score several designs; runs already in --out are not done again.
 
-    Writes results.parquet (one row a run), table.md and tradeoff.png to --out.
-    Example: qem compare zoos/cnn-fashion/compare.toml --zoo zoo/ --out comparison
+    Writes results.parquet (one row a run), table.md, table.tex and pictures to --out.
+    Example: qem compare cnn-fashion/table-1 --zoo built/cnn-fashion --out comparison
     """
     import os
+    from dataclasses import replace
 
-    from qemcli import comparison, leaderboard, recipes, report
-    from qemcli.fitting import with_split
-    from qemcli.registry import load
-    from qemcli.samples import gather
-    from qemcli.zoos.opening import open_zoo
+    from qemcli import comparison, contest, leaderboard, recipes
 
     sink = Sink(json, quiet, verbose)
-    plan = comparison.load(recipes.find(recipe, "comparison", "compare.toml"))
-    opened = open_zoo(zoo or plan.zoo, sink.note, where=plan.where, splits=plan.splits)
-    gathered = gather([opened], load("tasks", plan.task), edit=plan.edit)
-    sample = with_split(gathered, 0, sink.note)
-    total = len(list(comparison.trials(plan)))
-    with sink.progress("comparing", total) as advance:
-        workers = workers or os.cpu_count() or 1
-        runs = comparison.compare(plan, sample, out, workers, advance)
-    rows = leaderboard.table(plan, runs)
-    metric = load("tasks", plan.task).METRIC
-    ranges = [f"{metric} {low:g}:{high:g}" for low, high in plan.ranges]
-    shown = [
-        "design",
-        "augment",
-        "seeds",
-        metric,
-        "sd",
-        "r2",
-        "macro_f1",
-        "mse",
-        "difference",
-        "low",
-        "high",
-        *ranges,
-    ]
-    shown += ["invariance_error", "eps", "parameters", "seconds", "inference_ms"]
-    if not plan.augment:
-        shown.remove("augment")
-    (out / "table.md").write_text(leaderboard.tables(plan, rows, shown))
-    report.tradeoff(rows, metric, out / "tradeoff.png")
-    if plan.augment:
-        report.augmented(leaderboard.augmented(plan, rows), metric, out / "augmented.png")
-    import pandas
-
-    pandas.DataFrame([row for row, _ in runs]).to_parquet(out / "results.parquet", index=False)
-    sink.note(f"{out}/table.md, {out}/tradeoff.png, {out}/results.parquet")
-    sink.answer(Answer(rows, {"reference": plan.reference}, list(opened.failures), shown))
+    if list_:
+        sink.answer(Answer(contest.recipes()))
+        return
+    plan = comparison.load(recipes.find(recipe, "comparison", contest.FILE))
+    grounds = contest.grounds(plan, zoo or [], sink.note)
+    planned = contest.planned(grounds, out, search)
+    failed = [row for ground in grounds for row in ground.failed]
+    if dry_run:
+        told = {n: sum(row[n] for row in planned) for n in ("runs", "done", "to_do", "search")}
+        sink.answer(Answer(planned, told, failed))
+        return
+    plan = replace(plan, zoos=tuple(ground.name for ground in grounds))
+    workers = workers or os.cpu_count() or 1
+    found: list[Any] = []
+    tried: list[Any] = []
+    with sink.progress("comparing", sum(row["runs"] + row["search"] for row in planned)) as advance:
+        for ground in grounds:
+            runs, trials = contest.compete(ground, out, workers, search, advance)
+            found += runs
+            tried += trials
+    rows, files = contest.write(plan, found, tried, out)
+    sink.note(", ".join(map(str, files)))
+    text = contest.formatted(format, plan, rows)
+    columns = leaderboard.columns(plan, rows)
+    sink.answer(Answer(rows, {"reference": plan.reference}, failed, columns, text=text))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TARGET = "label"
 METRIC = "accuracy"
-ORDERED = False  # a class is neither more nor less than another
+ORDERED = False  # a class is neither more nor less than another; `resampled`: METRIC of resamples
 MOST = 1000  # class numbers that are believed of a zoo of any size
 
 
@@ -90,6 +90,12 @@ def named(label: float, classes: Sequence[str]) -> str:
 def accuracy(prediction: np.ndarray, label: np.ndarray) -> float:
     """The share of networks (n, classes) whose likeliest class is their label (n,)."""
     return float(np.mean(prediction.argmax(axis=1) == label))
+
+
+def resampled(prediction: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(r,): the accuracies of r resamples that hold each of n networks counts (r, n) times."""
+    hits = (prediction.argmax(axis=1) == label).astype(np.float64)
+    return (counts @ hits) / counts.sum(axis=1)
 
 
 def macro_f1(prediction: np.ndarray, label: np.ndarray) -> float:

@@ -80,6 +80,14 @@ def psnr(prediction: np.ndarray, label: np.ndarray) -> float:
     return -10 * math.log10(error) if error else math.inf
 
 
+def resampled(prediction: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(r,): the PSNR of r resamples that hold each of n networks, of these root mean squared errors
+    (`reduced`), counts (r, n) times."""
+    error = (counts @ np.square(prediction - label)) / counts.sum(axis=1)
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10(error)
+
+
 def score(prediction: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """The mean squared error on the [0, 1] scale and the same in dB, of the finite answers."""
     known = np.isfinite(prediction).reshape(len(prediction), -1).all(axis=1)
