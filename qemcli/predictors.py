@@ -282,7 +282,7 @@ class Predictor:
 
     def save(self, folder: Path) -> Path:
         """Write predictor.safetensors into `folder`, beside and renamed; returns the file."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         record = {**dataclasses.asdict(self.design), "task": self.task, "name": self.name}
         if self.others:
@@ -296,7 +296,8 @@ class Predictor:
             "qem.provenance": json.dumps(self.provenance),
         }
         state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        beside(folder / FILE, lambda path: save_file(state, path, metadata=header))
+        written = _ordered(save(state, metadata=header))
+        beside(folder / FILE, lambda path: path.write_bytes(written))
         return folder / FILE
 
     @classmethod
@@ -331,6 +332,17 @@ class Predictor:
         provenance = json.loads(header.get("qem.provenance", "{}"))
         name = record.get("name", path.parent.name)
         return cls(name, space, design, task, model.eval(), provenance, classes, others)
+
+
+def _ordered(written: bytes) -> bytes:
+    """The bytes of a safetensors file with its metadata in order: the library writes them in
+    another one every time."""
+    end = 8 + int.from_bytes(written[:8], "little")
+    head = json.loads(written[8:end])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + written[end:]
 
 
 def _alike(own: WeightSpace, space: WeightSpace) -> bool:

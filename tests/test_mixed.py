@@ -1,0 +1,239 @@
+"""Zoos of many architectures: one predictor trained, saved, asked, scored, compared over all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from zoo_kit import mixed_flats, mixed_spaces, write_mixed
+
+from qemcli import registry
+from qemcli.errors import UnsupportedError
+from qemcli.points import Points
+from qemcli.predictors import FILE, Design, Predictor, calibrate, mixers
+from qemcli.samples import gather
+from qemcli.spaces import cnn
+from qemcli.training import TOGETHER, Rows, Run, Schedule, order
+from qemcli.zoos.zoo import Zoo
+
+TASK = registry.load("tasks", "generalization")
+SMALL = {
+    "statnn": {"head": 16},
+    "gmn": {"channels": 8, "layers": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    return write_mixed(tmp_path / "zoo")
+
+
+def _recipe(folder: Path, architecture: str, text: str = "") -> Path:
+    path = folder / f"{architecture}.toml"
+    config = "\n".join(f"{k} = {json.dumps(v)}" for k, v in SMALL[architecture].items())
+    path.write_text(
+        f'architecture = "{architecture}"\n{text}\n[config]\n{config}\n'
+        "[schedule]\nepochs = 3\nbatch_size = 16\nlr = 0.01\n"
+    )
+    return path
+
+
+def _points(count: int = 16) -> Points:
+    spaces = mixed_spaces()
+    flats = mixed_flats(spaces, count)
+    which = np.random.default_rng(3).permutation(np.repeat(np.arange(len(spaces)), count))
+    each = [iter(flat) for flat in flats]
+    return Points.joined(spaces, [(int(n), next(each[n])[None]) for n in which])
+
+
+def test_points_keep_their_order() -> None:
+    points = _points()
+    positions = torch.tensor([70, 3, 3, 41, 0, 12])
+    taken = points.rows(positions)
+    assert len(taken) == 6
+    for i, position in enumerate(positions.tolist()):
+        ((space, row, _),) = points.parts(torch.tensor([position]))
+        ((theirs, same, _),) = taken.parts(torch.tensor([i]))
+        assert theirs == space
+        assert torch.equal(row, same)
+    both = points.followed(taken)
+    sums = both.restored([(at, flat.sum(1)) for _, flat, at in both.parts()])
+    again = [points.restored([(at, flat.sum(1)) for _, flat, at in points.parts()])]
+    assert torch.equal(sums, torch.cat([*again, again[0][positions]]))
+    doubled = points.map(lambda space, flat: 2 * flat)
+    assert torch.equal(doubled.flats[2], 2 * points.flats[2])
+    assert points.hash() != doubled.hash()
+    assert points.hash() != points.rows(torch.arange(79, -1, -1)).hash()
+
+
+def test_an_epoch_takes_every_network_once_and_a_few_of_one_kind_at_a_time() -> None:
+    points = _points(20)
+    drawn = order(points, 0, 1)
+    assert sorted(drawn.tolist()) == list(range(100))
+    assert not torch.equal(drawn, order(points, 0, 2))
+    assert torch.equal(drawn, order(points, 0, 1))
+    runs = 1 + int((points.which[drawn].diff() != 0).sum())
+    assert runs <= 5 * 3  # 20 = 8 + 8 + 4
+    assert TOGETHER == 8
+    one = Points.of(points.spaces[0], points.flats[0])
+    plain = np.random.default_rng((0, 1)).permutation(20)
+    assert order(one, 0, 1).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_mixed_zoo_is_trained_predicted_and_scored(run, zoo, tmp_path, architecture) -> None:
+    recipe = _recipe(tmp_path, architecture)
+    trained = run("train", recipe, "--zoo", zoo, "--out", tmp_path / "p", "--json")
+    assert trained.code == 0, trained.err
+    history = json.loads((tmp_path / "p" / "history.json").read_text())
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert "many architectures; it was trained on" in (tmp_path / "p" / "README.md").read_text()
+    ranked = run("predict", zoo, "--predictor", tmp_path / "p", "--json")
+    assert ranked.code == 0, ranked.err
+    assert ranked.json["n"] == 16 * len(mixed_spaces())
+    predictor = Predictor.load(tmp_path / "p")
+    assert len(predictor.spaces) == len(mixed_spaces())
+    sample = gather([Zoo.open(zoo)], TASK)
+    found = predictor.predict_all(sample.networks, batch_size=7)
+    told = dict(zip(sample.index["checkpoint"], found.tolist(), strict=True))
+    for row in ranked.json["rows"]:
+        assert row["prediction"] == pytest.approx(told[row["checkpoint"]], abs=1e-6)
+    space, flat, places = list(sample.networks.parts())[1]
+    alone = predictor.on(space).predict(flat)
+    torch.testing.assert_close(alone, found[places])
+    scored = run("evaluate", tmp_path / "p", zoo, "--augment", "permutation", "--json")
+    assert scored.code == 0, scored.err
+    plain, moved = scored.json["rows"]
+    assert plain["tau"] == pytest.approx(moved["tau"], abs=1e-6)
+    shown = run("verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", "3", "--json")
+    assert shown.code == 0, shown.err
+    assert len({row["architecture"] for row in shown.json["rows"]}) == len(mixed_spaces())
+    twin = run(
+        "verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", "3", "--twin", "--json"
+    )
+    assert twin.code == 1
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_saved_and_loaded_is_the_same(zoo, tmp_path, architecture) -> None:
+    sample = gather([Zoo.open(zoo)], TASK)
+    design = Design(architecture, config=SMALL[architecture])
+    torch.manual_seed(0)
+    model = design.build_mixed(sample.spaces)
+    calibrate(model, sample.networks)
+    space, *others = sample.spaces
+    made = Predictor("p", space, design, "generalization", model, others=tuple(others))
+    first = made.save(tmp_path / "a")
+    loaded = Predictor.load(first)
+    assert loaded.spaces == made.spaces
+    assert loaded.claims == made.claims == {"permutation"}
+    assert loaded.save(tmp_path / "b").read_bytes() == first.read_bytes()
+    assert torch.equal(loaded.predict_all(sample.networks), made.predict_all(sample.networks))
+
+
+def test_one_architecture_is_built_and_saved_as_ever(tmp_path) -> None:
+    space = cnn([1, 3, 4], 3)
+    for architecture, config in SMALL.items():
+        design = Design(architecture, config=config)
+        torch.manual_seed(0)
+        alone = design.build(space)
+        torch.manual_seed(0)
+        same = design.build_mixed((space,))
+        assert alone.state_dict().keys() == same.state_dict().keys()
+        file = Predictor("p", space, design, "generalization", same).save(tmp_path / architecture)
+        assert b'"others"' not in file.read_bytes()
+        assert Predictor.load(file).reads(space)
+        assert not Predictor.load(file).fits(cnn([1, 3, 5], 3))
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_resumed_training_over_many_equals_the_uninterrupted(tmp_path, architecture) -> None:
+    points, target = _points(), torch.linspace(0.1, 0.9, 80)
+    parts = torch.arange(60), torch.arange(60, 80)
+    train, val = (Rows(points.rows(at), target[at]) for at in parts)
+
+    def made(state: Path) -> Run:
+        torch.manual_seed(0)
+        config = {**SMALL[architecture], "dropout": 0.2}
+        model = Design(architecture, config=config).build_mixed(points.spaces)
+        calibrate(model, train.networks)
+        return Run(model, TASK, Schedule(epochs=3, batch_size=16), 0, state=state)
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise Killed
+
+    whole = made(tmp_path / "whole.pt")
+    whole.fit(train, val)
+    cut = made(tmp_path / "cut.pt")
+    with pytest.raises(Killed):
+        cut.fit(train, val, on_epoch=kill)
+    resumed = made(tmp_path / "cut.pt")
+    assert resumed.fit(train, val, resume=True) == whole.history
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_designs_of_one_architecture_say_which_were_met(run, zoo, tmp_path) -> None:
+    assert {"gmn", "statnn"} <= set(mixers())
+    refused = run("train", "--zoo", zoo, "-a", "nfn", "--quasi", "none", "--out", tmp_path / "p")
+    assert refused.code == 3
+    assert "'nfn' reads networks of one architecture, and these are 5: " in refused.err
+    assert "gmn" in refused.err
+    assert "--where" in refused.err
+    assert refused.err.count("\n") <= 4
+    with pytest.raises(UnsupportedError, match="a quasi layer belongs to one architecture"):
+        Design("statnn", "exact").build_mixed(mixed_spaces())
+
+
+def test_an_architecture_that_was_not_met_is_answered_with_a_note(run, zoo, tmp_path) -> None:
+    assert run("train", _recipe(tmp_path, "gmn"), "--zoo", zoo, "--out", tmp_path / "p").code == 0
+    other = write_mixed(tmp_path / "other", [cnn([1, 7, 3], 3), mixed_spaces()[0]])
+    found = run("predict", other, "--predictor", tmp_path / "p", "--json")
+    assert found.code == 0, found.err
+    assert found.json["n"] == 32
+    assert found.err.count("has met no cnn (1, 7, 3, 3) relu in training") == 1
+
+
+def test_designs_are_compared_over_many_architectures(run, zoo, tmp_path) -> None:
+    recipe = tmp_path / "compare.toml"
+    designs = "".join(
+        f'[[design]]\narchitecture = "{name}"\nconfig = {{ {_inline(config)} }}\n'
+        for name, config in SMALL.items()
+    )
+    recipe.write_text(
+        f'seeds = [0]\ngroup = "permutation"\nranges = [[1, 10]]\nreference = '
+        f'"{_label("statnn")}"\n[schedule]\nepochs = 1\nbatch_size = 16\n{designs}'
+    )
+    found = run(
+        "compare", recipe, "--zoo", zoo, "--out", tmp_path / "c", "--workers", "1", "--json"
+    )
+    assert found.code == 0, found.err
+    rows = {row["design"]: row for row in found.json["rows"]}
+    assert set(rows) == {_label(name) for name in SMALL}
+    for row in rows.values():
+        assert row["invariance_error"] < 1e-9
+        assert row["tau 1:10"] == pytest.approx(row["tau"], abs=1e-4)
+
+
+def _inline(config: dict[str, object]) -> str:
+    return ", ".join(f"{k} = {json.dumps(v)}" for k, v in config.items())
+
+
+def _label(name: str) -> str:
+    return " ".join([name, "none", *(f"{k}={v}" for k, v in sorted(SMALL[name].items()))])
+
+
+def test_file_names_its_architectures(zoo, tmp_path, run) -> None:
+    assert run("train", _recipe(tmp_path, "gmn"), "--zoo", zoo, "--out", tmp_path / "p").code == 0
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "p" / FILE, framework="np") as file:
+        record = json.loads(file.metadata()["qem.config"])
+    assert len(record["others"]) == len(mixed_spaces()) - 1
