@@ -61,7 +61,11 @@ class FileChunk:
                 path = f"{Path(self.root, entry.file)}: "
                 reason = error.message.removeprefix(path)
                 batch.failures.append({"checkpoint": entry.file, "reason": reason})
-        spaces = {arch: s.to_json() for arch, s in loader.reader.spaces().items()}
+        spaces: dict[str, str] = {}  # of this chunk alone, whatever the process has met before
+        for group in batch.groups.values():
+            arch = loader.reader.arch(group.space)
+            if arch not in spaces:
+                spaces[arch] = group.space.unstated().to_json()
         tables = [group.table() for group in batch.groups.values()]
         _save(file, tables, batch.failures, spaces)
 

@@ -23,10 +23,11 @@ from qemcli.zoos import tables
 from qemcli.zoos.alone import alone
 from qemcli.zoos.chunks import FileChunk, RowChunk
 from qemcli.zoos.layouts.folder import nothing
-from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, origin, read_index
-from qemcli.zoos.merging import Merge, aligned, read_part, read_rows
+from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, origin
+from qemcli.zoos.merging import Merge, interleaved, read_part, read_rows
 from qemcli.zoos.resolve import locate
 from qemcli.zoos.scan import Entry, listing
+from qemcli.zoos.updating import Kept, unchanged
 from qemcli.zoos.zoo import Zoo, layout_of
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Plan:
     names: tuple[str, ...] = ()
     ignored: int = 0
     failures: tuple[dict[str, str], ...] = ()
-    kept: pyarrow.Table | None = None
+    kept: Kept | None = None
     left_out: tuple[dict[str, Any], ...] = ()
     labels: Path | None = None
 
@@ -150,7 +151,9 @@ def _plan(
         "layout": "folder", "path": os.path.relpath(root, folder), "activation": activation
     }  # fmt: skip
     source |= {"heads": heads} if heads is not None else {}
-    kept, left = _unchanged(folder, found.entries, source) if update else (None, found.entries)
+    kept, left = (
+        unchanged(folder / INDEX, found.entries, source) if update else (None, found.entries)
+    )
     chunks: list[Chunk] = [FileChunk(str(root), tuple(c), activation, heads) for c in _cut(left)]
     names = tuple(entry.file for entry in found.entries)
     return Plan(
@@ -199,30 +202,11 @@ def _cut(entries: list[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def _unchanged(
-    folder: Path, entries: list[Entry], source: dict[str, Any]
-) -> tuple[Any, list[Entry]]:
-    """(rows of the index that is there for files that have not changed, the other files)."""
-    import pyarrow
-
-    if not (folder / INDEX).is_file():
-        return None, entries
-    table, meta = read_index(folder / INDEX)
-    if meta.get("source") != source:
-        return None, entries
-    old = dict(zip(table["file"], zip(table["size"], table["mtime"], strict=True), strict=True))
-    same = {e.file for e in entries if old.get(e.file) == (e.size, e.mtime)}
-    kept = table[table["file"].isin(same)].drop(columns="uid")
-    arrow = pyarrow.Table.from_pandas(kept, preserve_index=False)
-    arrow = arrow.replace_schema_metadata({KEY: json.dumps({"spaces": meta["spaces"]})})
-    return arrow, [e for e in entries if e.file not in same]
-
-
 def _written(
     plan: Plan, parts: Path, workers: int, advance: Callable[[int], None]
 ) -> Iterator[Path]:
     """The part file of every chunk, in order; those that are there already are not made again."""
-    if plan.kept is not None:
+    if plan.kept:
         advance(len(plan.kept))
     todo = [(chunk, parts / f"{_digest(chunk)}.arrow") for chunk in plan.chunks]
     if (workers or os.cpu_count() or 1) == 1 or len(todo) < 2:
@@ -247,20 +231,22 @@ def _digest(chunk: Chunk) -> str:
 def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
     """Carry all parts over into index.parquet, one row group a part; returns the summary."""
     target = plan.folder / INDEX
-    failures, spaces, schemas = list(plan.failures), {}, []
+    failures, schemas = list(plan.failures), []
+    spaces: dict[str, str] = {}
     for file in parts:
         schema, meta = read_part(file)
         failures += meta["failures"]
-        spaces.update(meta["spaces"])
+        for arch, space in meta["spaces"].items():
+            spaces.setdefault(arch, space)
         schemas.append(schema)
     failures.sort(key=lambda item: item["checkpoint"])
     if strict:
         _stop(failures)
     rows: Iterable[pyarrow.Table] = map(read_rows, parts)
-    if plan.kept is not None and plan.kept.num_rows:
-        spaces = {**json.loads(plan.kept.schema.metadata[KEY])["spaces"], **spaces}
-        schemas.append(plan.kept.schema.remove_metadata())
-        rows = [_interleaved([plan.kept, *rows])]
+    if plan.kept:
+        spaces = {**plan.kept.spaces, **spaces}
+        schemas.append(plan.kept.schema)
+        rows = interleaved(plan.kept.tables(), rows)
     if plan.total == len(failures) - len(plan.failures):
         raise nothing(plan.root, failures, plan.ignored)
     labels = labels_of(plan, failures)
@@ -300,10 +286,3 @@ def labels_of(plan: Plan, failures: list[dict[str, str]]) -> tables.Labels | Non
     bad = {item["checkpoint"] for item in failures}
     names = [name for name in plan.names if name not in bad]
     return tables.read(plan.root, names, plan.labels) if names else None
-
-
-def _interleaved(parts: list[pyarrow.Table]) -> pyarrow.Table:
-    import pyarrow
-
-    listed = [part.replace_schema_metadata(None) for part in parts]
-    return pyarrow.concat_tables(aligned(listed)).sort_by("checkpoint")

@@ -144,6 +144,37 @@ class Merge:
             self.labelled += table.num_rows - table[label].null_count
 
 
+def interleaved(
+    first: Iterable[pyarrow.Table], then: Iterable[pyarrow.Table]
+) -> Iterator[pyarrow.Table]:
+    """Two streams of tables, each in the order of its checkpoints, as one: what is held at a time
+    are two tables, however long the streams are."""
+    import pyarrow
+
+    streams = [(table for table in tables if table.num_rows) for tables in (first, then)]
+    held: list[Any] = [next(stream, None) for stream in streams]
+    while None not in held:
+        cut = min(table["checkpoint"][-1].as_py() for table in held)
+        parts = []
+        for i, table in enumerate(held):
+            until = _until(table, cut)
+            parts.append(table.slice(0, until))
+            rest = table.slice(until)
+            held[i] = rest if rest.num_rows else next(streams[i], None)
+        yield pyarrow.concat_tables(aligned(parts)).sort_by("checkpoint")
+    for table, stream in zip(held, streams, strict=True):
+        if table is not None:
+            yield table
+        yield from stream
+
+
+def _until(table: pyarrow.Table, name: str) -> int:
+    """How many rows have a checkpoint up to this name."""
+    from pyarrow import compute
+
+    return compute.sum(compute.less_equal(table["checkpoint"], name)).as_py() or 0
+
+
 def _grouped(tables: Iterable[pyarrow.Table], schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
     """Tables of about ROWS rows, with the columns of the schema."""
     import pyarrow

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,13 +25,13 @@ from qemcli.hub.fetching import fetch_files, look
 from qemcli.hub.reference import Reference
 from qemcli.recognition import infer
 from qemcli.spaces import Chain, Transformer, WeightSpace
-from qemcli.zoos.columns import blocks, taken
 from qemcli.zoos.members import Member, tree
 
 if TYPE_CHECKING:
     import pandas
 
 _PARTS = (".safetensors", ".json")  # what a checkpoint in a directory is read from
+ROWS = 256  # of a mapped array at a time: what they hold stays in the cache
 MEMBER = ("file", "size", "offset", "packed")  # the columns that say where a member lies
 Source: TypeAlias = "Callable[[WeightSpace, pandas.DataFrame], tuple[np.ndarray, dict[int, str]]]"
 
@@ -71,6 +72,16 @@ def open_shard(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     return np.memmap(path, "<f4", "r", slot.begin, slot.shape), header.metadata
 
 
+def let_go(array: np.ndarray) -> None:
+    """Give back the pages of a mapped file: what was read does not count as this process's memory,
+    and stays in the system's cache."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and not array.flags.writeable and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def inside(root: Path, relative: str) -> Path:
     """root/relative; raises InputError where an index points out of its own folder."""
     path = Path(relative)
@@ -95,6 +106,7 @@ def shards(root: Path) -> Source:
                     "index the zoo again",
                 )
             out[at] = matrix[rows[at]]
+            let_go(matrix)
         return out, {}
 
     return read
@@ -174,14 +186,23 @@ def members(root: Path) -> Source:
 def matrix(weights: np.ndarray, order: np.ndarray) -> Source:
     """Rows of one (n, D) array, by the column `row`; `order` (D,) carries them to the space's
     order."""
-    parts = blocks(np.asarray(order))
+    straight = bool((np.diff(order) == 1).all())
 
     def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
         rows = table["row"].to_numpy()
-        straight = len(rows) > 1 and (np.diff(rows) == 1).all()
-        found = weights[rows[0] : rows[-1] + 1] if straight else weights[rows]
-        if not parts:
-            return np.asarray(found[:, order], dtype=np.float32), {}
-        return taken(found, parts), {}
+        out = np.empty((len(rows), len(order)), np.float32)
+        follow = len(rows) > 1 and (np.diff(rows) == 1).all()
+        for start in range(0, len(rows), ROWS):
+            at = rows[start : start + ROWS]
+            some = weights[at[0] : at[-1] + 1] if follow else weights[at]
+            into = out[start : start + ROWS]
+            if straight and len(order) == some.shape[1]:
+                into[...] = some
+            elif some.dtype == np.float32:
+                np.take(some, order, axis=1, out=into, mode="clip")  # half as fast without clip
+            else:
+                into[...] = np.take(some, order, axis=1)
+        let_go(weights)
+        return out, {}
 
     return read

@@ -105,12 +105,17 @@ def test_update_reads_only_what_has_changed(tmp_path, monkeypatch):
 def test_chunks_and_workers_do_not_show(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "z", 9)
     write_broken(root)
+    for i in range(4):  # other widths, and the same ones with more beside them
+        save_file(network(i, (3, 4 + i % 2, 4)).state_dict(), root / f"o{i}.safetensors")
+        more = {**network(i).state_dict(), "steps": torch.tensor([i])}
+        save_file(more, root / f"run{i % 2}" / f"more{i}.safetensors")
     one = index(root, out=tmp_path / "one")
     monkeypatch.setattr(indexing, "CHUNK_ROWS", 2)
     many = index(root, out=tmp_path / "many")
     spread = index(root, out=tmp_path / "spread", workers=2)
     assert content(tmp_path / "one").equals(content(tmp_path / "many"))
-    assert content(tmp_path / "one").equals(content(tmp_path / "spread"))
+    files = [tmp_path / name / "index.parquet" for name in ("many", "spread")]
+    assert files[0].read_bytes() == files[1].read_bytes()
     assert one["failed"] == many["failed"] == spread["failed"]
 
 

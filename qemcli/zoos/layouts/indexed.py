@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from qemcli.zoos.zoo import Zoo
 if TYPE_CHECKING:
     import pandas
     import pyarrow
+    from pyarrow import parquet
 
 INDEX, RECORD = "index.parquet", "zoo.json"
 KEY = b"qem.index"
@@ -50,15 +53,28 @@ def _text(space: Any) -> str:
 
 def read_index(file: Path, statistics: bool = True) -> tuple[pandas.DataFrame, dict[str, Any]]:
     """(table, what its schema says under `qem.index`)."""
+    with _opened(file) as index:
+        schema = index.schema_arrow
+        meta = _meta(file, schema)
+        names = [n for n in schema.names if statistics or not n.startswith("stat.")]
+        table = index.read(columns=names).to_pandas()
+    return table.reset_index(drop=True), meta
+
+
+def read_meta(file: Path) -> dict[str, Any]:
+    """What the schema of an index says under `qem.index`; no row is read."""
+    with _opened(file) as index:
+        return _meta(file, index.schema_arrow)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[parquet.ParquetFile]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file) as opened:
-            schema = opened.schema_arrow
-            meta = _meta(file, schema)
-            names = [n for n in schema.names if statistics or not n.startswith("stat.")]
-            table = opened.read(columns=names).to_pandas()
+            yield opened
     except FileNotFoundError:
         raise UsageError(f"{file}: the zoo has no index", "make one: qem index") from None
     except (pyarrow.ArrowException, OSError) as error:
@@ -66,7 +82,6 @@ def read_index(file: Path, statistics: bool = True) -> tuple[pandas.DataFrame, d
         raise UsageError(
             f"{file}: no readable parquet file ({said})", "rebuild it: qem index ZOO"
         ) from None
-    return table.reset_index(drop=True), meta
 
 
 def _meta(file: Path, schema: pyarrow.Schema) -> dict[str, Any]:
@@ -89,10 +104,8 @@ def _meta(file: Path, schema: pyarrow.Schema) -> dict[str, Any]:
 
 def origin(path: Path) -> tuple[str, Path]:
     """(layout, path) of what an index was made from: its own folder where it says nothing."""
-    from pyarrow import parquet
-
     file = path / INDEX if path.is_dir() else path
-    return _origin(file, _meta(file, parquet.read_schema(file)))
+    return _origin(file, read_meta(file))
 
 
 def _origin(file: Path, meta: dict[str, Any]) -> tuple[str, Path]:

@@ -16,6 +16,7 @@ import numpy as np
 from qemcli.errors import InputError
 from qemcli.spaces import WeightSpace, opaque
 from qemcli.zoos import sources
+from qemcli.zoos.members import first_names
 from qemcli.zoos.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ PART = re.compile(r"(?:^|/|_)(train|val|validation|test)[-_.]")
 
 def sniff(path: Path) -> bool:
     """A folder with a parquet file whose columns are such tensors, among the first ones."""
-    return any(_held(file) for file in _files(path)[:FIRST])
+    names = first_names(path) if path.is_dir() else []
+    return any(_held(path / n) for n in [n for n in names if n.endswith(".parquet")][:FIRST])
 
 
 def _held(file: Path) -> bool:
