@@ -191,7 +191,11 @@ def peek(path: Path, count: int = 512) -> bytes:
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     if stat.S_ISDIR(mode):
-        raise UsageError(f"{path}: a directory, not a checkpoint", f"try: qem index {path}")
+        held = any(Path(path, name).is_file() for name in WHOLE)
+        what = "weights without the config.json that says how they are run" if held else "a zoo"
+        raise UsageError(
+            f"{path}: a directory, not a checkpoint", f"it may be {what}: qem index {path}"
+        )
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: not a regular file (a pipe, socket or device)")
     try:
@@ -201,6 +205,7 @@ def peek(path: Path, count: int = 512) -> bytes:
         raise EnvironmentFailure(f"{path}: permission denied") from None
 
 
+WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 FETCH = "download the file itself: `qem download`, or `git lfs pull`"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights", FETCH),

@@ -238,6 +238,8 @@ def planned(
         return Plan(given, [HubPart(Reference.parse(given), patterns)], dest)
     if sources.is_address(given):
         return Plan(given, [WebPart(given, patterns)], dest or Path(_folder(given)))
+    if "://" in given:
+        raise UsageError(f"{given}: no address that qem reads", sources.READS)
     cards = published()
     if given not in cards:
         raise UsageError(

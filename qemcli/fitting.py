@@ -112,14 +112,13 @@ def fit(
     ready = dataclasses.replace(sample, networks=carried(recipe.design, sample.networks))
     train, val, test = (ready.split(name) for name in ("train", "val", "test"))
     calibrate(model, train.networks)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(model, task, recipe.schedule, recipe.seed, device, folder / STATE)
-    learn, hold = (Rows(part.networks, part.target) for part in (train, val))
-    history = run.fit(learn, hold, resume, on_epoch)
     if not len(test):
         raise InputError(
             "no network is held out for the test score", "add split 'test' to the zoo's index"
         )
+    run = Run(model, task, recipe.schedule, recipe.seed, device, folder / STATE)
+    learn, hold = (Rows(part.networks, part.target) for part in (train, val))
+    history = run.fit(learn, hold, resume, on_epoch)
     space, *others = sample.spaces
     predictor = Predictor(
         folder.name, space, recipe.design, recipe.task, model.cpu(), {}, sample.classes,

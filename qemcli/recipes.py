@@ -71,7 +71,11 @@ def find(name: str, kind: str, file: str) -> Path:
     for path in (Path(name), *(place / name / file for place in places), *beside):
         if path.is_file():
             return path
-    raise UsageError(f"no {kind} recipe '{name}': neither a file nor a shipped name with a {file}")
+    known = sorted({found.parent.name for place in places for found in place.glob(f"*/{file}")})
+    raise UsageError(
+        f"no {kind} recipe '{name}': neither a file nor a shipped name with a {file}",
+        registry.suggest(name, known) if known else None,
+    )
 
 
 def load(path: Path) -> Recipe:

@@ -19,7 +19,7 @@ Group = Annotated[
     str | None,
     typer.Option(
         "--group",
-        help="A group that `qem inspect` names, or all.  [default: monomial; of a directory all]",
+        help="A group that `qem inspect` names.  [default: monomial; of transformers all]",
     ),
 ]
 Factor = Annotated[int, typer.Option("--factor", min=1, help="Copies of every network.")]
@@ -60,19 +60,21 @@ def augment(
     from qemcli import directories, orbits
     from qemcli.errors import UsageError
     from qemcli.evaluation import scales
+    from qemcli.spaces import Transformer
     from qemcli.zoos.opening import open_zoo
 
     sink = Sink(json, quiet, verbose)
     if zoo and directories.is_directory(Path(zoo)):
-        if where or limit or resume:
-            raise UsageError(f"{zoo}: one checkpoint takes no --where, --limit or --resume")
+        if where or limit:  # --resume is nothing here: all copies are written, or none
+            raise UsageError(f"{zoo}: one checkpoint takes no --where and no --limit")
         source = directories.Directory.open(Path(zoo), activation, heads)
         range_ = scales(scale_range) if scale_range else source.scales()
         _directory(source, group or "all", factor, range_, seed, out, dry_run, sink)
         return
-    group = group or "monomial"
-    plan = orbits.Augment(group, factor, scales(scale_range or WIDE), seed)
     opened = open_zoo(zoo, sink.note, where=where, limit=limit, activation=activation)
+    attentive = all(isinstance(space, Transformer) for space in opened.spaces.values())
+    group = group or ("all" if attentive else "monomial")
+    plan = orbits.Augment(group, factor, scales(scale_range or WIDE), seed)
     folder = out or Path(f"{opened.name}-{group}")
     total = len(opened) * factor
     if dry_run:

@@ -10,6 +10,7 @@ import typer
 
 from qemcli.cli import _options as options
 from qemcli.cli._out import Answer, Sink
+from qemcli.errors import UsageError
 
 app = typer.Typer(add_completion=False)
 
@@ -80,6 +81,11 @@ def index(
     sink = Sink(json, quiet, verbose)
     out = out or folder_of(zoo)
     if headers:
+        given = {
+            "--update": update, "--labels": labels, "--balanced": balanced, "--heads": heads,
+            "--strict": strict, "--allow-pickle": allow_pickle, "--workers": workers != 1,
+        }  # fmt: skip
+        refuse_with_headers([name for name, value in given.items() if value])
         by_headers(sink, str(zoo), out, activation, dry_run)
         return
     path = resolve(zoo, sink.note)
@@ -134,6 +140,9 @@ def met(report: dict[str, Any]) -> str:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             count = report[key.replace("checkpoints_", "").replace("rows_", "")]
             line += f"; {count} {what} ({shown})"
+    if not report["labels"]:
+        shown = ", ".join(report["columns"][:8]) or "none"
+        line += f"; no column is called test_accuracy, val_accuracy or label (they are: {shown})"
     return line
 
 
@@ -144,6 +153,15 @@ def folder_of(zoo: str | None) -> Path | None:
     if zoo is None or not zoo.startswith(PREFIX):
         return None
     return Path(f"{Reference.parse(zoo).name.split('/')[-1]}-index")
+
+
+def refuse_with_headers(names: list[str]) -> None:
+    """UsageError for options that --headers cannot keep."""
+    if names:
+        raise UsageError(
+            f"--headers reads headers alone, of all files, and does not go with {', '.join(names)}",
+            f"leave out --headers: what {names[0]} needs is then fetched",
+        )
 
 
 def by_headers(

@@ -70,7 +70,8 @@ def _heads(family: Family, config: Config) -> int:
     heads = stated if stated is not None else config.heads
     if heads is None:
         raise InputError(
-            f"a {family.name} network: no tensor says how many heads its attention has (--heads)",
+            f"a {family.name} network: no tensor says how many heads its attention has; its "
+            "config.json would, or qem index --heads N",
             "pass --heads N, or give the directory with its config.json",
         )
     return heads

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qemcli import registry
-from qemcli.errors import UnsupportedError
+from qemcli.errors import UnsupportedError, UsageError
 from qemcli.groups import _blocks, _composition, _element
 from qemcli.groups._blocks import act_on_part, check, parts
 from qemcli.groups._element import Element, Part, assemble, identity
@@ -57,6 +57,8 @@ def _modules() -> list[str]:
 
 
 def _load(name: str) -> ModuleType:
+    if name not in _modules():
+        raise UsageError(f"no group is called '{name}'", registry.suggest(name, names()))
     return registry.load("groups", name.replace("-", "_"))
 
 

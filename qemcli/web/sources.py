@@ -31,6 +31,7 @@ _BROWSER = {
     "dropbox.com": "Dropbox",
     "drive.proton.me": "Proton Drive",
 }
+READS = "it reads https://, gs://bucket/file, zenodo:RECORD and hf://owner/name"
 SCHEMES = ("http://", "https://", "gs://", "zenodo:")
 LARGEST_RECORD = 8 << 20  # bytes of a Zenodo record's description
 

@@ -26,6 +26,12 @@ BOOKKEEPING = frozenset(
     }
 )  # fmt: skip
 PLAIN = (*LABELS, "activation")
+# How the words of a label are written: test/acc, eval_accuracy, valid.top1_acc, ...
+WORDS = {
+    "acc": "accuracy", "acc1": "accuracy", "top1": "", "valid": "val", "validation": "val",
+    "eval": "val", "dev": "val", "testing": "test", "training": "train",
+}  # fmt: skip
+UNSAID = {"accuracy": "test_accuracy"}  # of whatever was held out, where no other column says it
 LONGEST = 1 << 20  # characters of a cell that is read as a dict
 
 
@@ -65,8 +71,10 @@ def renamed(columns: Sequence[str]) -> list[str]:
     """The names of an index for those of a table: labels plain, settings under `config.`, other
     measurements under `metrics.`, what a tracker keeps of the run under `run.`."""
     found: list[str] = []
-    for name in columns:
-        wanted = _renamed(str(name))
+    meant = [_renamed(str(name)) for name in columns]
+    for name, wanted in zip(columns, meant, strict=True):
+        if _label(str(name)) in UNSAID and UNSAID[_label(str(name))] not in meant:
+            wanted = UNSAID[_label(str(name))]
         if wanted in found:  # test_acc beside test_accuracy: the first one counts
             wanted = f"config.{name}"
         found.append(wanted)
@@ -83,10 +91,13 @@ def _renamed(name: str) -> str:
             name = ours + name.removeprefix(prefix)
     if name.startswith("config."):
         return "activation" if name == "config.activation" else name
-    bare = name.removeprefix("metrics.")
-    label = re.sub(
-        r"acc$", "accuracy", re.sub(r"top1_?", "", re.sub(r"[/. -]+", "_", bare.lower()))
-    )
+    label = _label(name)
     if label in LABELS and label not in ("run", "split", "image"):
         return label
     return name if name.startswith("metrics.") else f"config.{name}"
+
+
+def _label(name: str) -> str:
+    """A column's name in the words of LABELS."""
+    words = re.split(r"[/. _-]+", name.removeprefix("metrics.").lower())
+    return "_".join(filter(None, (WORDS.get(word, word) for word in words)))

@@ -11,6 +11,7 @@ from qemcli.hub.fetching import fetch, look
 from qemcli.hub.reference import PREFIX, Reference
 from qemcli.registry import suggest
 from qemcli.shipped import shipped
+from qemcli.web import sources
 from qemcli.zoos.published import published
 from qemcli.zoos.receipt import content
 
@@ -72,6 +73,10 @@ def locate(given: str | Path) -> Path:
         return content(path)
     if (shipped("zoos") / text / "index.parquet").is_file() and "/" not in text:
         return shipped("zoos") / text
+    if sources.is_address(text):
+        raise UsageError(f"{text}: an address, which is fetched first", f"qem download {text}")
+    if "://" in text:
+        raise UsageError(f"{text}: no address that qem reads", sources.READS)
     if text in published():
         raise UsageError(f"{text}: a published zoo that is not here", f"qem download {text}")
     names = [folder.name for folder in embedded()]

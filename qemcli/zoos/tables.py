@@ -23,6 +23,7 @@ RUNS = (
     "trial_id",
 )  # fmt: skip
 STEPS = ("step", "_step", "epoch", "ckpt_epoch", "iteration", "training_iteration", "global_step")
+SCORES = ("test_accuracy", "val_accuracy", "train_accuracy", "test_loss", "label")
 LISTED = 100  # names of each kind that a report holds
 # Columns that the weights themselves decide: a table cannot.
 OWN = (
@@ -79,6 +80,8 @@ def read(root: Path, names: list[str], file: Path | None = None) -> Labels | Non
     kept = [c for c in table.columns if c not in KEYS and c not in OWN and c != by]
     table = table[kept].iloc[rows]
     table.columns = renamed(kept)
+    report["labels"] = [name for name in table.columns if name in SCORES]
+    report["columns"] = [str(name) for name in kept[:LISTED]]
     table.index = joined
     return Labels(table, report)
 
