@@ -81,6 +81,23 @@ def pooled_statistics(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([*parts, first.new_tensor(told).expand(len(first), -1)], dim=-1)
 
 
+def neuron_statistics(space: Chain, w: Mapping[str, Tensor]) -> Tensor:
+    """dict of (b, *shape) -> (b, n): what every layer's neurons are like, whatever their order.
+
+    For W (rows, cols, taps) and b of a layer, in this order: norms of what enters each row and of
+    what leaves each column, the biases, the mean size of an entry, and the singular values of
+    W (rows, cols taps). Those of hidden neurons stand sorted, those of inputs and outputs in place.
+    """
+    parts = []
+    for layer, (weight, bias) in enumerate(space.matrices(w)):
+        first, last = layer == 0, layer == space.depth - 1
+        rows, cols = weight.flatten(2).norm(dim=2), weight.transpose(1, 2).flatten(2).norm(dim=2)
+        parts += [x if last else x.sort(1).values for x in (rows, bias)]
+        parts += [cols if first else cols.sort(1).values, weight.flatten(1).abs().mean(1, True)]
+        parts.append(torch.linalg.svdvals(weight.flatten(2)))
+    return torch.cat(parts, dim=1)
+
+
 def compressed(x: Tensor) -> Tensor:
     """sign(x) log(1 + |x|): statistics of any size, brought to the range of a network."""
     return x.sign() * x.abs().log1p()
