@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from zoo_kit import mixed_flats, mixed_spaces, write_mixed
 
 from qemcli import registry
-from qemcli.errors import UnsupportedError
+from qemcli.errors import InputError, UnsupportedError
 from qemcli.points import Points
 from qemcli.predictors import FILE, Design, Predictor, calibrate, mixers
 from qemcli.samples import gather
-from qemcli.spaces import cnn
+from qemcli.spaces import WeightSpace, cnn
 from qemcli.training import TOGETHER, Rows, Run, Schedule, order
 from qemcli.zoos.zoo import Zoo
 
@@ -23,7 +24,13 @@ TASK = registry.load("tasks", "generalization")
 SMALL = {
     "statnn": {"head": 16},
     "gmn": {"channels": 8, "layers": 2},
-}  # fmt: skip
+    "probegen": {"probes": 6, "head": [16, 16]},
+}
+IMAGES = mixed_spaces()[:4]  # those that read images of one shape
+
+
+def _write(folder: Path, architecture: str) -> Path:
+    return write_mixed(folder, IMAGES if architecture == "probegen" else mixed_spaces())
 
 
 @pytest.fixture
@@ -41,8 +48,8 @@ def _recipe(folder: Path, architecture: str, text: str = "") -> Path:
     return path
 
 
-def _points(count: int = 16) -> Points:
-    spaces = mixed_spaces()
+def _points(count: int = 16, spaces: Sequence[WeightSpace] = ()) -> Points:
+    spaces = spaces or mixed_spaces()
     flats = mixed_flats(spaces, count)
     which = np.random.default_rng(3).permutation(np.repeat(np.arange(len(spaces)), count))
     each = [iter(flat) for flat in flats]
@@ -84,7 +91,9 @@ def test_an_epoch_takes_every_network_once_and_a_few_of_one_kind_at_a_time() -> 
 
 
 @pytest.mark.parametrize("architecture", SMALL)
-def test_mixed_zoo_is_trained_predicted_and_scored(run, zoo, tmp_path, architecture) -> None:
+def test_mixed_zoo_is_trained_predicted_and_scored(run, tmp_path, architecture) -> None:
+    zoo = _write(tmp_path / "zoo", architecture)
+    count = len(Zoo.open(zoo).spaces)
     recipe = _recipe(tmp_path, architecture)
     trained = run("train", recipe, "--zoo", zoo, "--out", tmp_path / "p", "--json")
     assert trained.code == 0, trained.err
@@ -93,9 +102,9 @@ def test_mixed_zoo_is_trained_predicted_and_scored(run, zoo, tmp_path, architect
     assert "many architectures; it was trained on" in (tmp_path / "p" / "README.md").read_text()
     ranked = run("predict", zoo, "--predictor", tmp_path / "p", "--json")
     assert ranked.code == 0, ranked.err
-    assert ranked.json["n"] == 16 * len(mixed_spaces())
+    assert ranked.json["n"] == 16 * count
     predictor = Predictor.load(tmp_path / "p")
-    assert len(predictor.spaces) == len(mixed_spaces())
+    assert len(predictor.spaces) == count
     sample = gather([Zoo.open(zoo)], TASK)
     found = predictor.predict_all(sample.networks, batch_size=7)
     told = dict(zip(sample.index["checkpoint"], found.tolist(), strict=True))
@@ -110,7 +119,7 @@ def test_mixed_zoo_is_trained_predicted_and_scored(run, zoo, tmp_path, architect
     assert plain["tau"] == pytest.approx(moved["tau"], abs=1e-6)
     shown = run("verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", "3", "--json")
     assert shown.code == 0, shown.err
-    assert len({row["architecture"] for row in shown.json["rows"]}) == len(mixed_spaces())
+    assert len({row["architecture"] for row in shown.json["rows"]}) == count
     twin = run(
         "verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", "3", "--twin", "--json"
     )
@@ -118,8 +127,8 @@ def test_mixed_zoo_is_trained_predicted_and_scored(run, zoo, tmp_path, architect
 
 
 @pytest.mark.parametrize("architecture", SMALL)
-def test_saved_and_loaded_is_the_same(zoo, tmp_path, architecture) -> None:
-    sample = gather([Zoo.open(zoo)], TASK)
+def test_saved_and_loaded_is_the_same(tmp_path, architecture) -> None:
+    sample = gather([Zoo.open(_write(tmp_path / "zoo", architecture))], TASK)
     design = Design(architecture, config=SMALL[architecture])
     torch.manual_seed(0)
     model = design.build_mixed(sample.spaces)
@@ -129,7 +138,9 @@ def test_saved_and_loaded_is_the_same(zoo, tmp_path, architecture) -> None:
     first = made.save(tmp_path / "a")
     loaded = Predictor.load(first)
     assert loaded.spaces == made.spaces
-    assert loaded.claims == made.claims == {"permutation"}
+    assert loaded.claims == made.claims
+    every = {"permutation", "scale", "sign", "monomial"}
+    assert made.claims == (every if architecture == "probegen" else {"permutation"})
     assert loaded.save(tmp_path / "b").read_bytes() == first.read_bytes()
     assert torch.equal(loaded.predict_all(sample.networks), made.predict_all(sample.networks))
 
@@ -151,8 +162,8 @@ def test_one_architecture_is_built_and_saved_as_ever(tmp_path) -> None:
 
 @pytest.mark.parametrize("architecture", SMALL)
 def test_resumed_training_over_many_equals_the_uninterrupted(tmp_path, architecture) -> None:
-    points, target = _points(), torch.linspace(0.1, 0.9, 80)
-    parts = torch.arange(60), torch.arange(60, 80)
+    points = _points(20, IMAGES)
+    target, parts = torch.linspace(0.1, 0.9, 80), (torch.arange(60), torch.arange(60, 80))
     train, val = (Rows(points.rows(at), target[at]) for at in parts)
 
     def made(state: Path) -> Run:
@@ -181,7 +192,7 @@ def test_resumed_training_over_many_equals_the_uninterrupted(tmp_path, architect
 
 
 def test_designs_of_one_architecture_say_which_were_met(run, zoo, tmp_path) -> None:
-    assert {"gmn", "statnn"} <= set(mixers())
+    assert {"gmn", "statnn", "probegen"} <= set(mixers())
     refused = run("train", "--zoo", zoo, "-a", "nfn", "--quasi", "none", "--out", tmp_path / "p")
     assert refused.code == 3
     assert "'nfn' reads networks of one architecture, and these are 5: " in refused.err
@@ -202,10 +213,10 @@ def test_an_architecture_that_was_not_met_is_answered_with_a_note(run, zoo, tmp_
 
 
 def test_designs_are_compared_over_many_architectures(run, zoo, tmp_path) -> None:
-    recipe = tmp_path / "compare.toml"
+    recipe, names = tmp_path / "compare.toml", ("statnn", "gmn")
     designs = "".join(
-        f'[[design]]\narchitecture = "{name}"\nconfig = {{ {_inline(config)} }}\n'
-        for name, config in SMALL.items()
+        f'[[design]]\narchitecture = "{name}"\nconfig = {{ {_inline(SMALL[name])} }}\n'
+        for name in names
     )
     recipe.write_text(
         f'seeds = [0]\ngroup = "permutation"\nranges = [[1, 10]]\nreference = '
@@ -216,7 +227,7 @@ def test_designs_are_compared_over_many_architectures(run, zoo, tmp_path) -> Non
     )
     assert found.code == 0, found.err
     rows = {row["design"]: row for row in found.json["rows"]}
-    assert set(rows) == {_label(name) for name in SMALL}
+    assert set(rows) == {_label(name) for name in names}
     for row in rows.values():
         assert row["invariance_error"] < 1e-9
         assert row["tau 1:10"] == pytest.approx(row["tau"], abs=1e-4)
@@ -228,6 +239,16 @@ def _inline(config: dict[str, object]) -> str:
 
 def _label(name: str) -> str:
     return " ".join([name, "none", *(f"{k}={v}" for k, v in sorted(SMALL[name].items()))])
+
+
+def test_probes_are_for_inputs_of_one_shape() -> None:
+    design = Design("probegen", config=SMALL["probegen"])
+    with pytest.raises(UnsupportedError, match="numbers"):
+        design.build_mixed(mixed_spaces())
+    with pytest.raises(UnsupportedError, match="give 4 answers"):
+        design.build_mixed([IMAGES[0], cnn([1, 3], 4)])
+    with pytest.raises(InputError, match="activation is not known"):
+        design.build_mixed([IMAGES[0], cnn([1, 3], 3, activation=None)])
 
 
 def test_file_names_its_architectures(zoo, tmp_path, run) -> None:

@@ -31,7 +31,7 @@ def mixed_spaces() -> list[WeightSpace]:
     return [
         cnn([1, 3, 4], 3),
         cnn([1, 5, 4, 3], 3, kernel=2, activation="tanh"),
-        cnn([1, 4], 3, positions=4),
+        cnn([1, 4], 3, positions=64),
         residual(cnn([1, 4, 3, 4], 3), [-1, -1, 0, -1]),
         mlp([4, 6, 5, 3]),
     ]

@@ -7,12 +7,14 @@ arXiv:2410.10811.
     a = concat_p f_w(x_p)         f_w the network itself;  with `slopes`, df_w/dx(x_p) beside it
     y = MLP((a - mean) / std)     constants of the training set
 
-y depends on f_w alone: it is exactly invariant to every symmetry that the networks have.
+y depends on f_w alone: it is exactly invariant to every symmetry that the networks have. Networks
+of many architectures that read the same images (or numbers) and give as many answers are asked the
+same probes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from qemcli import groups
-from qemcli.errors import UsageError
+from qemcli.errors import InputError, UnsupportedError, UsageError
 from qemcli.functions import differentiate, image_shape, respond
-from qemcli.layers.metanetwork import Metanetwork
+from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
 from qemcli.layers.probing import (
     FreeImages,
@@ -36,9 +38,10 @@ from qemcli.layers.probing import (
 )
 from qemcli.layers.statistics import Standardise
 from qemcli.registry import suggest
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import Layered, WeightSpace, chain_of, layered_of
 
 MAKERS = ("generated", "free")
+NAME = "probegen"
 CHUNK = 512  # networks of the training set that answer at a time
 
 
@@ -78,7 +81,7 @@ PRESETS = {
 class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: Chain, config: Config = Config()) -> None:
+    def __init__(self, space: Layered, config: Config = Config()) -> None:
         super().__init__()
         require_runnable(space)
         self.space, self.config = space, config
@@ -116,25 +119,96 @@ class Model(Metanetwork):
         """Set the constants from the training set's answers to the probes as they start."""
         starts = range(0, batch_of(w), CHUNK)
         with torch.no_grad(), self.jitter.still():
-            parts = [self._answers({k: v[i : i + CHUNK] for k, v in w.items()}) for i in starts]
+            parts = [
+                self.answers(self.space, {k: v[i : i + CHUNK] for k, v in w.items()})
+                for i in starts
+            ]
         self.scale.fit(torch.cat(parts))
 
-    def _answers(self, w: Mapping[str, Tensor]) -> Tensor:
-        """(b, numbers): what the networks say to the probes."""
+    def answers(self, space: Layered, w: Mapping[str, Tensor]) -> Tensor:
+        """(b, numbers): what networks say to the probes."""
         x = self.probes()
         if self.image:
-            return settled(self.space, respond(self.space, w, x)).flatten(1)
+            return settled(space, respond(space, w, x)).flatten(1)
         maps, shifts = self.jitter(batch_of(w), x)
         x = x @ maps + shifts
         if not self.config.slopes:
-            return settled(self.space, respond(self.space, w, x)).flatten(1)
-        values, slopes = differentiate(self.space, w, x)
+            return settled(space, respond(space, w, x)).flatten(1)
+        values, slopes = differentiate(chain_of(space, "slopes"), w, x)
         # Of the function that is seen through the map: d/dx f(x M) = M f'.
         slopes = torch.einsum("bij,bpoj->bpoi", maps, slopes)
-        return torch.cat([settled(self.space, values).flatten(1), slopes.flatten(1)], dim=1)
+        return torch.cat([settled(space, values).flatten(1), slopes.flatten(1)], dim=1)
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        return self.head(self.scale(self._answers(w)))
+        return self.head(self.scale(self.answers(self.space, w)))
+
+
+class Mixture(Mixed):
+    """The same probes for networks of many architectures, which must read inputs of one shape and
+    give as many answers."""
+
+    def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
+        super().__init__()
+        layered = [layered_of(space, NAME) for space in spaces]
+        # An image is read off where it is stated, or where a dense layer reads its positions.
+        sure = [s for s in layered if s.forward.image or s.forward.junction == "flatten"]
+        self.core = Model([*sure, *layered][0], config)
+        for space in spaces:
+            self.on(space)
+
+    def bind(self, space: WeightSpace) -> Metanetwork:
+        """Networks that can be run on the probes."""
+        asked, own = layered_of(space, NAME), self.core.space
+        require_runnable(asked)
+        given, read = _inputs(asked, own), _inputs(own, own)
+        if given != read:
+            raise UnsupportedError(
+                f"networks that read {given[0]} and give {given[1]} answers cannot be asked what "
+                f"others are that read {read[0]} and give {read[1]}",
+                "pick those of one kind with --where",
+            )
+        return Asked(self, asked)
+
+    def calibrate(self, parts: Sequence[tuple[WeightSpace, Mapping[str, Tensor]]]) -> None:
+        """Set the constants from all networks' answers to the probes as they start."""
+        found = []
+        with torch.no_grad(), self.core.jitter.still():
+            for space, w in parts:
+                for i in range(0, batch_of(w), CHUNK):
+                    some = {k: v[i : i + CHUNK] for k, v in w.items()}
+                    found.append(self.core.answers(layered_of(space, NAME), some))
+        self.core.scale.fit(torch.cat(found))
+
+
+class Asked(Metanetwork):
+    """dict of (b, *shape) -> raw outputs (b, outputs), of one of the architectures."""
+
+    def __init__(self, shared: Mixture, space: Layered) -> None:
+        super().__init__()
+        self.shared, self.space = shared, space
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Every group of these networks."""
+        return set(groups.applicable(space))
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        core = self.shared.core
+        return core.head(core.scale(core.answers(self.space, w)))
+
+
+def _inputs(space: Layered, other: Layered) -> tuple[str, int]:
+    """What it reads, in words, and how many answers it gives. One that reads images of any size
+    reads those of the other."""
+    outputs, channels = space.layers[-1].rows, space.layers[0].cols
+    if not space.layers[0].conv:
+        kind = "coordinates" if space.family == "siren" else "numbers"
+        return f"{channels} {kind}", outputs
+    free = space.forward.image is None and space.forward.junction != "flatten"
+    try:
+        height, width = image_shape(other if free and other.layers[0].conv else space)[1:]
+    except InputError:
+        return "images of unknown size", outputs
+    return f"images of {channels} x {height} x {width}", outputs
 
 
 def _head(widths: list[int], dropout: float) -> nn.Sequential:
