@@ -4,8 +4,9 @@ what another one writes, from names and shapes alone."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from qemcli.errors import InputError, UnsupportedError
 
@@ -22,7 +23,7 @@ def unsupported(name: str, reason: str) -> UnsupportedError:
 
 
 def _prefix(name: str) -> str:
-    return re.sub(r"[./]?[^./]*$", "", name)
+    return name[: max(name.rfind("."), name.rfind("/"), 0)]
 
 
 def _stem(name: str) -> str:
@@ -40,23 +41,37 @@ def paired(shapes: Shapes) -> dict[str, str | None]:
         raise InputError("it holds no weight of two or four dimensions")
     found: dict[str, str | None] = dict.fromkeys(weights)
     for key in (_stem, _prefix):
-        left = [n for n in biases if n not in found.values()]
-        for weight in [w for w in weights if found[w] is None]:
-            fits = [b for b in left if key(b) == key(weight) and shapes[b][0] == shapes[weight][0]]
-            rivals = [w for w in weights if key(w) == key(weight) and found[w] is None]
-            if len(fits) == 1 and len(rivals) == 1:
-                found[weight] = fits[0]
-    left = [n for n in biases if n not in found.values()]
+        _pair_by_name(shapes, found, biases, key)
+    taken = set(found.values())
+    left = [n for n in biases if n not in taken]
     if left:
         _pair_by_size(shapes, found, left)
     return found
 
 
+def _grouped(names: Iterable[str], key: Callable[[str], Any]) -> dict[Any, list[str]]:
+    groups: dict[Any, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+def _pair_by_name(
+    shapes: Shapes, found: dict[str, str | None], biases: list[str], key: Callable[[str], str]
+) -> None:
+    """Pair what alone has its key and size."""
+    taken = set(found.values())
+    left = _grouped((n for n in biases if n not in taken), lambda n: (key(n), shapes[n][0]))
+    for alike, weights in _grouped((w for w, b in found.items() if b is None), key).items():
+        fits = left.get((alike, shapes[weights[0]][0]), [])
+        if len(fits) == 1 and len(weights) == 1:
+            found[weights[0]] = fits[0]
+
+
 def _pair_by_size(shapes: Shapes, found: dict[str, str | None], left: list[str]) -> None:
-    open_weights = [w for w, b in found.items() if b is None]
-    for bias in left:
-        fits = [w for w in open_weights if shapes[w][0] == shapes[bias][0]]
-        rivals = [b for b in left if shapes[b] == shapes[bias]]
+    open_weights = _grouped((w for w, b in found.items() if b is None), lambda w: shapes[w][0])
+    for size, rivals in _grouped(left, lambda b: shapes[b][0]).items():
+        fits, bias = open_weights.get(size, []), rivals[0]
         if not fits:
             raise InputError(f"tensor '{bias}' {shapes[bias]} is the bias of no layer")
         # As many biases as layers of that size: they belong together in their natural order.
@@ -66,8 +81,8 @@ def _pair_by_size(shapes: Shapes, found: dict[str, str | None], left: list[str])
                 f"({', '.join(fits)})",
                 "name weight and bias of a layer alike, e.g. 0.weight and 0.bias",
             )
-        rank = sorted(rivals, key=_natural).index(bias)
-        found[sorted(fits, key=_natural)[rank]] = bias
+        pairs = zip(sorted(fits, key=_natural), sorted(rivals, key=_natural), strict=True)
+        found.update(pairs)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -114,31 +129,47 @@ def in_order(shapes: Shapes, ordered: bool) -> list[str]:
 
 def _hopeless(shapes: Shapes) -> bool:
     """True where two layers can only be the first, or two only the last: no need to search."""
-    first = [n for n in shapes if not any(_follows(shapes, m, n) for m in shapes if m != n)]
-    last = [n for n in shapes if not any(_follows(shapes, n, m) for m in shapes if m != n)]
-    alone = bool(set(first) & set(last)) and len(shapes) > 1
+    alike = _grouped(shapes, lambda n: shapes[n])
+    first, last = set(), set()
+    for shape, names in alike.items():
+        others = [m[0] for s, m in alike.items() if s != shape]
+        others += names[1:2]  # of layers of one shape only another one counts
+        if not any(_follows(shapes, m, names[0]) for m in others):
+            first |= set(names)
+        if not any(_follows(shapes, names[0], m) for m in others):
+            last |= set(names)
+    alone = bool(first & last) and len(shapes) > 1
     return alone or len(first) > 1 or len(last) > 1
 
 
 def _search(shapes: Shapes, budget: int = 5_000) -> Iterator[list[str]]:
     """At most two chains through all layers, depth first; nothing where the budget runs out."""
-    most = [n for n in shapes if len(shapes[n]) == 4]
-    stack = [[n] for n in sorted(most or shapes, key=_natural, reverse=True)]
     if _hopeless(shapes):
         return
-    found = 0
-    while stack and found < 2 and budget:
+    names = sorted(shapes, key=_natural, reverse=True)[::-1]
+    most = [n for n in names if len(shapes[n]) == 4]
+    readers: dict[Shape, list[str]] = {}  # of what a layer of this shape writes
+    path: list[str] = []
+    used: set[str] = set()
+    levels, found = [iter(names)], 0
+    while levels and found < 2 and budget:
+        dims = 4 if len(path) < len(most) else 2  # all convolutions stand before the dense layers
+        name = next((n for n in levels[-1] if n not in used and len(shapes[n]) == dims), None)
+        if name is None:
+            levels.pop()
+            used -= set(path[-1:])
+            path[-1:] = []
+            continue
         budget -= 1
-        path = stack.pop()
+        path.append(name)
+        used.add(name)
         if len(path) == len(shapes):
             found += 1
-            yield path
-            continue
-        rest = [n for n in shapes if n not in path and _follows(shapes, path[-1], n)]
-        if len(shapes[path[-1]]) == 4:  # all convolutions stand before the first dense layer
-            convs = {n for n in most if n not in path}
-            rest = [n for n in rest if (n in convs) == bool(convs)]
-        stack += [[*path, n] for n in sorted(rest, key=_natural, reverse=True)]
+            yield list(path)
+        shape = shapes[name]
+        if shape not in readers:
+            readers[shape] = [n for n in names if _follows(shapes, name, n)]
+        levels.append(iter(readers[shape]))
 
 
 def _no_chain(shapes: Shapes, order: Sequence[str]) -> InputError:

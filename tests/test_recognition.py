@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 
 import pytest
 import torch
@@ -205,3 +206,21 @@ def test_search_ends_on_a_hundred_equal_layers():
     shapes["zz.weight"] = (3, 9)
     with pytest.raises(InputError, match="no chain"):
         recognition.infer(shapes)
+
+
+@pytest.mark.parametrize("named", ["layer{}.weight", "block{}q.weight"])
+def test_a_thousand_equal_layers_are_put_in_order_at_once(named):
+    shapes = {named.format(i): (8, 8) for i in reversed(range(600))}
+    shapes |= {named.format(i).replace("weight", "bias"): (8,) for i in range(600)}
+    started = time.process_time()
+    found = recognition.infer(shapes)
+    assert [layer.weight for layer in found.layers] == [named.format(i) for i in range(600)]
+    assert time.process_time() - started < 5  # seconds: it was once quadratic
+
+
+def test_a_thousand_equal_layers_without_numbers_are_ambiguous_at_once():
+    shapes = {f"{'ab'[i % 2] * (i + 1)}.weight": (8, 8) for i in range(1000)}
+    started = time.process_time()
+    with pytest.raises(InputError, match="ambiguous"):
+        recognition.infer(shapes, ordered=False)
+    assert time.process_time() - started < 10
