@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from zoo_kit import mixed_flats, mixed_spaces, write_mixed
 
 from qemcli import registry
 from qemcli.errors import InputError, UnsupportedError
 from qemcli.points import Points
-from qemcli.predictors import FILE, Design, Predictor, calibrate, mixers
+from qemcli.predictors import Design, Predictor, calibrate, mixers
 from qemcli.samples import gather
-from qemcli.spaces import WeightSpace, cnn
+from qemcli.spaces import Chain, WeightSpace, cnn
 from qemcli.training import TOGETHER, Rows, Run, Schedule, order
 from qemcli.zoos.zoo import Zoo
 
@@ -25,12 +26,15 @@ SMALL = {
     "statnn": {"head": 16},
     "gmn": {"channels": 8, "layers": 2},
     "probegen": {"probes": 6, "head": [16, 16]},
+    "neural_graphs": {"channels": 8, "layers": 2},
 }
 IMAGES = mixed_spaces()[:4]  # those that read images of one shape
+CHAINS = [space for space in mixed_spaces() if isinstance(space, Chain)]
+READ = {"probegen": IMAGES, "neural_graphs": CHAINS}
 
 
 def _write(folder: Path, architecture: str) -> Path:
-    return write_mixed(folder, IMAGES if architecture == "probegen" else mixed_spaces())
+    return write_mixed(folder, READ.get(architecture, mixed_spaces()))
 
 
 @pytest.fixture
@@ -141,6 +145,9 @@ def test_saved_and_loaded_is_the_same(tmp_path, architecture) -> None:
     assert loaded.claims == made.claims
     every = {"permutation", "scale", "sign", "monomial"}
     assert made.claims == (every if architecture == "probegen" else {"permutation"})
+    with safe_open(first, framework="np") as file:
+        record = json.loads(file.metadata()["qem.config"])
+    assert len(record["others"]) == len(others) == len(READ.get(architecture, mixed_spaces())) - 1
     assert loaded.save(tmp_path / "b").read_bytes() == first.read_bytes()
     assert torch.equal(loaded.predict_all(sample.networks), made.predict_all(sample.networks))
 
@@ -162,7 +169,7 @@ def test_one_architecture_is_built_and_saved_as_ever(tmp_path) -> None:
 
 @pytest.mark.parametrize("architecture", SMALL)
 def test_resumed_training_over_many_equals_the_uninterrupted(tmp_path, architecture) -> None:
-    points = _points(20, IMAGES)
+    points = _points(27, CHAINS[:3]).rows(torch.arange(80))
     target, parts = torch.linspace(0.1, 0.9, 80), (torch.arange(60), torch.arange(60, 80))
     train, val = (Rows(points.rows(at), target[at]) for at in parts)
 
@@ -192,7 +199,7 @@ def test_resumed_training_over_many_equals_the_uninterrupted(tmp_path, architect
 
 
 def test_designs_of_one_architecture_say_which_were_met(run, zoo, tmp_path) -> None:
-    assert {"gmn", "statnn", "probegen"} <= set(mixers())
+    assert set(SMALL) <= set(mixers())
     refused = run("train", "--zoo", zoo, "-a", "nfn", "--quasi", "none", "--out", tmp_path / "p")
     assert refused.code == 3
     assert "'nfn' reads networks of one architecture, and these are 5: " in refused.err
@@ -249,12 +256,3 @@ def test_probes_are_for_inputs_of_one_shape() -> None:
         design.build_mixed([IMAGES[0], cnn([1, 3], 4)])
     with pytest.raises(InputError, match="activation is not known"):
         design.build_mixed([IMAGES[0], cnn([1, 3], 3, activation=None)])
-
-
-def test_file_names_its_architectures(zoo, tmp_path, run) -> None:
-    assert run("train", _recipe(tmp_path, "gmn"), "--zoo", zoo, "--out", tmp_path / "p").code == 0
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "p" / FILE, framework="np") as file:
-        record = json.loads(file.metadata()["qem.config"])
-    assert len(record["others"]) == len(mixed_spaces()) - 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from qemcli.layers.neurons import uniform
 from qemcli.layers.statistics import StandardiseTensors
 from qemcli.spaces import Chain
 
+if TYPE_CHECKING:
+    from qemcli.layers.shared_graph import Layout
+
 FORWARD, REVERSED, BOTH = 0, 1, 2  # raw channels of an edge: (w, 0, w), reversed (0, w, w)
 
 
@@ -32,18 +36,26 @@ class Windows:
     """Where the taps of each layer stand in a window shared by all: kernels centred (the odd one
     left over goes behind), a single tap in the middle; a flattened junction has its own window.
 
-    `sizes` are the taps of the windows; `cut` takes a layer's taps (last axis) out of them.
+    `sizes` are the taps of the windows; `cut` takes a layer's taps (last axis) out of them. A
+    larger `kernel` leaves room for those of other networks, `flattened` puts all such junctions at
+    the beginning of one window of that size.
     """
 
-    def __init__(self, space: Chain) -> None:
+    def __init__(
+        self, space: Chain, kernel: tuple[int, int] | None = None, flattened: int = 0
+    ) -> None:
         kernels = [space[la.weight].unfolded[2:] if la.conv else (1, 1) for la in space.layers]
-        height, width = (max(side) for side in zip(*kernels, strict=True))
+        height, width = kernel or (max(side) for side in zip(*kernels, strict=True))
         self.sizes, self.places = [height * width], []
+        if flattened:
+            self.sizes.append(flattened)
         for la, (h, w) in zip(space.layers, kernels, strict=True):
             if la.conv or la.taps == 1:
                 top, left = (height - h) // 2, (width - w) // 2
                 place = [(top + i) * width + left + j for i in range(h) for j in range(w)]
                 self.places.append((0, place))
+            elif flattened:
+                self.places.append((1, list(range(la.taps))))
             else:
                 self.places.append((len(self.sizes), list(range(la.taps))))
                 self.sizes.append(la.taps)
@@ -180,11 +192,21 @@ class Entry(nn.Module):
     """
 
     def __init__(
-        self, space: Chain, nodes: int, edges: int, fourier: int, spread: float, probes: int
+        self,
+        space: Chain,
+        nodes: int,
+        edges: int,
+        fourier: int,
+        spread: float,
+        probes: int,
+        layout: Layout | None = None,
     ) -> None:
+        """`layout`: what is shared with networks of other architectures, in the place of codes and
+        constants of this one's own."""
         super().__init__()
-        self.space, windows = space, Windows(space)
-        self.standard = StandardiseTensors(space, True)
+        self.space = space
+        windows = layout.windows(space) if layout else Windows(space)
+        self.standard = layout.standard(space) if layout else StandardiseTensors(space, True)
         self.bias_map: nn.Module
         self.weight_map: RawEdges | FourierEdges
         if fourier:
@@ -194,12 +216,14 @@ class Entry(nn.Module):
             self.bias_map, self.weight_map = nn.Linear(1, nodes), RawEdges(windows, edges)
         self.probes = Probes(space, probes, nodes) if probes else None
         self.node_in, self.edge_in = nn.Linear(nodes, nodes), nn.Linear(edges, edges)
-        self.kinds = places(space)
-        self.codes = nn.Parameter(torch.randn(max(self.kinds) + 1, nodes))
+        self.kinds = layout.places(space) if layout else [[kind] for kind in places(space)]
+        codes = layout.codes if layout else 1 + self.kinds[-1][0]
+        self.codes = nn.Parameter(torch.randn(codes, nodes))
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """One mean and one std a tensor, from the training set: no symmetry is broken."""
-        self.standard.fit(door(self.space, w))
+        if isinstance(self.standard, StandardiseTensors):
+            self.standard.fit(door(self.space, w))
 
     def read(self, w: Mapping[str, Tensor]) -> Features:
         """The entries, standardised."""
@@ -212,7 +236,8 @@ class Entry(nn.Module):
         x = self.bias_map(torch.cat([inputs, *biases], dim=1))
         if self.probes is not None:
             x = x + self.probes(w)
-        return self.node_in(x) + self.codes[self.kinds]
+        kinds = torch.tensor(self.kinds, device=self.codes.device)
+        return self.node_in(x) + self.codes[kinds].sum(1)
 
     def edges(
         self, entries: Features, weight: Tensor, bias: Tensor

@@ -279,3 +279,48 @@ def test_neural_graph_refuses_what_it_cannot_read():
     with pytest.raises(UsageError) as caught:
         ng.Model(SIREN, ng.Config(backbone="gmm"))
     assert "gnn" in caught.value.hint
+
+
+MIXED = [SIREN.running("tanh"), SPACES["pool"], SPACES["flatten"], SPACES["mlp3"], SPACES["mlp4"]]
+
+
+@pytest.mark.parametrize("backbone", ng.BACKBONES)
+def test_neural_graph_of_many_architectures_is_invariant_and_tells_places_apart(backbone, rng):
+    config = ng.Config(backbone, channels=8, layers=4, heads=4)
+    spaces = [space for space in MIXED if space.widths[-1] == 3]
+    model = ng.Mixture(spaces, config)
+    parts = [(space, draw_weights(space, 8, rng)) for space in spaces]
+    randomise(model.double()).eval()
+    model.calibrate(parts)
+    for space, w in parts:
+        read = model.on(space)
+        y = read(w)
+        for group in groups.applicable(space):
+            moved = read(groups.act(groups.sample(group, space, 8, rng), space, w))
+            change = ((moved - y).abs().max() / y.std()).item()
+            assert (change < 1e-10) if group == "permutation" else (change > 1e-6), group
+        first, last = space.layers[0].weight, space.layers[-1].bias
+        turned = [{**w, first: w[first].roll(1, 2)}, {**w, last: w[last].roll(1, 1)}]
+        for other in turned[space.widths[0] == 1 :]:
+            assert (read(other) - y).abs().max() > 1e-8 * y.std()
+    with pytest.raises(UnsupportedError, match="3 outputs exactly does not hold it"):
+        model.on(SPACES["mlp4"])
+    with pytest.raises(UnsupportedError, match="probe features have maps"):
+        ng.Mixture(spaces, ng.Config(backbone, probes=2))
+
+
+def test_neural_graph_of_many_architectures_equals_one_whose_codes_are_sums(rng):
+    """With the codes of places and the constants set alike, it is the published graph."""
+    space = SPACES["pool"]
+    mixture = ng.Mixture([space, SPACES["mlp3"]], ng.Config(**SMALL)).double().eval()
+    alone = build(space)
+    own, shared = alone.backbone.entry, mixture.core.backbone.entry
+    state = {k: v for k, v in mixture.core.state_dict().items() if "standard" not in k}
+    places = torch.tensor(mixture.layout.places(space))
+    kinds = torch.tensor([kind for (kind,) in own.kinds])
+    with torch.no_grad():
+        codes = torch.zeros_like(own.codes)
+        codes[kinds] = shared.codes[places].sum(1)
+    alone.load_state_dict({**state, "backbone.entry.codes": codes}, strict=False)
+    w = draw_weights(space, 4, rng)
+    assert largest([(alone(w), alone(w))], [(mixture.on(space)(w),) * 2]) < 1e-12

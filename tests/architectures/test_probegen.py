@@ -89,7 +89,7 @@ def test_slopes_are_of_what_is_seen_through_the_jitter(rng):
     model = build("slopes", SIREN).train()
     w = draw_weights(SIREN, 4, rng)
     torch.manual_seed(3)
-    answers = model._answers(w)
+    answers = model.answers(model.space, w)
     torch.manual_seed(3)
     x = model.probes()
     maps, shifts = model.jitter(4, x)
