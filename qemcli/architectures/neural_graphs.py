@@ -7,27 +7,31 @@ arXiv:2403.12143.
 
 A neuron is a node, a weight an edge in both directions, a kernel one edge with all its taps. The
 nodes of a hidden layer share one code, inputs and outputs have their own: hidden neurons are
-exchangeable, and nothing else is.
+exchangeable, and nothing else is. Over many architectures the code of a place is how far it is from
+the inputs and from the outputs (layers/shared_graph.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from qemcli.errors import UsageError
+from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.deltas import Deltas
-from qemcli.layers.features import Features, require_hidden
+from qemcli.layers.features import Features, door, require_hidden
 from qemcli.layers.graph import Entry, Windows
 from qemcli.layers.heads import mlp_head
-from qemcli.layers.metanetwork import Metanetwork
+from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.pna import GNN
 from qemcli.layers.presets import Preset
 from qemcli.layers.relational import Transformer
+from qemcli.layers.shared_graph import Layout, StandardiseKinds
 from qemcli.registry import suggest
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import Chain, WeightSpace, chain_of
 
 BACKBONES = ("gnn", "transformer")
 
@@ -110,15 +114,72 @@ class _Graph(Metanetwork):
 class Model(_Graph):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
-    def __init__(self, space: Chain, config: Config = Config()) -> None:
+    def __init__(
+        self, space: Chain, config: Config = Config(), layout: Layout | None = None
+    ) -> None:
         super().__init__()
         self.space, self.config = space, config
-        self.backbone = _backbone(space, config, pairs=False)
+        self.backbone = _backbone(space, config, pairs=False, layout=layout)
         self.head = _head(space, config)
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         outputs = self.backbone.nodes(w)[:, -self.space.widths[-1] :]
         return self.head(outputs.flatten(1))
+
+
+class Mixture(Mixed):
+    """A neural graph over many architectures: MLPs, CNNs and SIRENs with as many outputs each.
+
+    `core` holds the parameters; the graphs of the architectures are modules without any, which are
+    called with those of the core.
+    """
+
+    def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
+        super().__init__()
+        if config.probes:
+            raise UnsupportedError(
+                "probe features have maps of every layer's own, and these are many architectures",
+                "leave them out: probes = 0",
+            )
+        chains = [chain_of(space, "a neural graph") for space in spaces]
+        self.config, self.layout = config, Layout.of(chains)
+        self.core = Model(chains[0], config, self.layout)
+        for space in spaces:
+            self.on(space)
+
+    def bind(self, space: WeightSpace) -> Metanetwork:
+        """The graph of one architecture; UnsupportedError where the layout does not hold it."""
+        chain = chain_of(space, "a neural graph")
+        self.layout.check(chain)
+        return Placed(self, chain)
+
+    def calibrate(self, parts: Sequence[tuple[WeightSpace, Mapping[str, Tensor]]]) -> None:
+        """Standardise by the training set: a pair of constants each for convolutions and dense
+        maps, weights and biases."""
+        standard = self.core.backbone.entry.standard
+        if isinstance(standard, StandardiseKinds):
+            chains = [(chain_of(space, "a neural graph"), w) for space, w in parts]
+            standard.fit((chain, door(chain, w)) for chain, w in chains)
+
+
+class Placed(Metanetwork):
+    """dict of (b, *shape) -> raw outputs (b, outputs), of one of the architectures."""
+
+    def __init__(self, shared: Mixture, space: Chain) -> None:
+        super().__init__()
+        self.shared, self.space = shared, space
+        with torch.device("meta"):
+            graph = Model(space, shared.config, shared.layout)
+        self.graph = (graph,)  # in a tuple: its parameters are the shared ones
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Permutations: nothing else is built in."""
+        return {"permutation"}
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        (graph,), core = self.graph, self.shared.core
+        held = {**dict(core.named_parameters()), **dict(core.named_buffers())}
+        return functional_call(graph.train(core.training), held, (w,))
 
 
 class Editor(_Graph):
@@ -172,7 +233,9 @@ def _head(space: Chain, config: Config) -> nn.Module:
     return nn.Sequential(nn.Linear(reads, 2 * c), nn.ReLU(), nn.Linear(2 * c, config.outputs))
 
 
-def _backbone(space: Chain, config: Config, pairs: bool) -> GNN | Transformer:
+def _backbone(
+    space: Chain, config: Config, pairs: bool, layout: Layout | None = None
+) -> GNN | Transformer:
     """`pairs`: the transformer's last layer updates its pairs too."""
     require_hidden(space, "a neural graph")
     if config.backbone not in BACKBONES:
@@ -180,7 +243,7 @@ def _backbone(space: Chain, config: Config, pairs: bool) -> GNN | Transformer:
         raise UsageError(f"neural_graphs has no backbone '{config.backbone}'", hint)
     c, layers = config.channels, config.layers
     edges = _edge_channels(config)
-    entry = Entry(space, c, edges, config.fourier, config.fourier_scale, config.probes)
+    entry = Entry(space, c, edges, config.fourier, config.fourier_scale, config.probes, layout)
     if config.backbone == "gnn":
         return GNN(space, c, layers, entry, config.dropout)
     if (2 * c) % config.heads:
