@@ -11,7 +11,7 @@ means) over them. `basis` takes the same space of linear maps as HNP's full basi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -57,6 +57,8 @@ PRESETS = {
         Config(outputs=10), 552_650, "arXiv:2301.12780, INR classification", "siren-mnist"
     ),
     "dws-small": Preset(_SMALL, None, "ours: what two cores train", "siren-mnist"),
+    "dws-cnn": Preset(Config(), None, "arXiv:2301.12780, as for INRs; it has no CNN zoo"),
+    "dws-cnn-small": Preset(replace(_SMALL, outputs=1), None, "ours: what two cores train"),
 }
 _OCE = "arXiv:2602.01083; with the 6 scalars that its training script holds"
 EDITORS = {

@@ -62,6 +62,7 @@ _PAPER = "arXiv:2403.12143, released configuration"
 _ALWAYS = "; reversed copies of edges, which it leaves out here (the count is the same)"
 _GNN = Config(fourier=128, dropout=0.2, outputs=10)
 _T = Config("transformer", 64, fourier=128, fourier_scale=1.0, dropout=0.2, outputs=10)
+_COUNT = "; no count is told"
 _OURS = "ours: what two cores train"
 PRESETS = {
     "ng-gnn-inr": Preset(_GNN, 92_010, _PAPER, "siren-mnist"),
@@ -77,6 +78,10 @@ PRESETS = {
     "ng-t-small": Preset(
         Config("transformer", 16, layers=2, heads=4, outputs=10), None, _OURS, "siren-mnist"
     ),
+    "ng-gnn-cnn": Preset(Config(channels=256, dropout=0.2), None, f"{_PAPER}, CNN zoo{_COUNT}"),
+    "ng-t-cnn": Preset(Config("transformer", 128, dropout=0.2), None, f"{_PAPER}, CNN zoo{_COUNT}"),
+    "ng-gnn-cnn-small": Preset(Config(), None, _OURS),
+    "ng-t-cnn-small": Preset(Config("transformer", 16, layers=2, heads=4), None, _OURS),
 }
 EDITORS = {
     "ng-gnn-edit": Preset(

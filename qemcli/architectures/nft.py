@@ -12,7 +12,7 @@ whole with those of the hidden neurons only. The pool takes means over them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ PRESETS = {
         "siren-mnist",
     ),
     "nft-small": Preset(_SMALL, None, "ours: what two cores train", "siren-mnist"),
+    "nft-cnn-small": Preset(replace(_SMALL, outputs=1), None, "ours: what two cores train"),
 }
 EDITORS = {
     "nft-edit-small": Preset(_SMALL, None, "ours: what two cores train", "siren-mnist"),

@@ -128,6 +128,10 @@ PRESETS = {
         Config(16, 16, direction="both", outputs=10), None, "ours: what two cores train",
         "siren-mnist",
     ),
+    "scalegmn-cnn-small": Preset(Config(16, 16), None, "ours: what two cores train"),
+    "scalegmn-b-cnn-small": Preset(
+        Config(16, 16, direction="both"), None, "ours: what two cores train"
+    ),
     "gmn-small": Preset(
         Config(16, 16, symmetry="permutation", direction="both", outputs=10), None,
         "ours: what two cores train", "siren-mnist",
