@@ -8,14 +8,15 @@ in the order of the layers that are already sorted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from qemcli.balance import balance
 from qemcli.groups import Element, act, compose, identity
-from qemcli.spaces import Chain
+from qemcli.residual_balance import balance_residual
+from qemcli.spaces import Chain, Layered, Residual
 
 ROUNDINGS = 32  # a gap between keys of so many eps of the layer's largest is no gap
 
@@ -23,7 +24,7 @@ Pair = tuple[Tensor, Tensor]  # W (b, j, k, f) and bias (b, j)
 
 
 def canonicalise(
-    space: Chain, w: Mapping[str, Tensor]
+    space: Layered, w: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], Element, Tensor]:
     """The canonical networks, the element that carries `w` there, and the ties met, (b,).
 
@@ -32,14 +33,21 @@ def canonicalise(
     rounding, an earlier neuron's, so that other keys decided.
     Raises InputError where `w` is not of this space.
     """
-    balanced, moved = balance(space, w)
+    if isinstance(space, Residual):
+        balanced, moved = balance_residual(space, w)
+    else:
+        balanced, moved = balance(space, w)
     order = identity(space, moved.batch, w[space.tensors[0].name].device)
     eps = torch.finfo(w[space.tensors[0].name].dtype).eps
     met = w[space.tensors[0].name].new_zeros(len(w[space.tensors[0].name]), dtype=torch.int64)
     pairs = [(weight.double(), bias.double()) for weight, bias in space.matrices(balanced)]
-    for l, axis in enumerate(space.hidden):
-        below = order.index[f"h{l}"] if l else None
-        index, classes = _sorted(pairs[l], pairs[l + 1], below, l + 2 == len(pairs), eps)
+    rows = [space[la.weight].axes[0].name for la in space.layers]
+    for axis in space.hidden:
+        # A sum's layers have one order: that of the first, which reads layers that have theirs.
+        l, *later = (i for i, row in enumerate(rows) if row == axis)
+        below = order.index[rows[l - 1]] if l else None
+        added = [pairs[i] for i in later]
+        index, classes = _sorted(pairs[l], pairs[l + 1], added, below, l + 2 == len(pairs), eps)
         order.index[axis] = index
         met = met + space.hidden[axis] - classes
     return act(order, space, balanced), compose(order, moved), met
@@ -60,15 +68,18 @@ def ties(space: Chain, w: Mapping[str, Tensor]) -> Tensor:
 
 
 def _sorted(
-    layer: Pair, above: Pair, below: Tensor | None, last: bool, eps: float
+    layer: Pair, above: Pair, added: Sequence[Pair], below: Tensor | None, last: bool, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The order of a hidden layer (b, n), and how many different biases it has (b,)."""
+    """The order of a hidden layer (b, n), and how many different biases it has (b,); `added` are
+    the later layers of its sums."""
     weight, bias = layer
     if below is not None:
         weight = weight.gather(2, below[:, None, :, None].expand_as(weight))
     classes = _refined(torch.zeros_like(bias, dtype=torch.int64), bias[..., None], eps)
     distinct = classes.amax(dim=1) + 1
-    for key in _keys(weight, above[0].transpose(1, 2), last):
+    keys = _keys(weight, above[0].transpose(1, 2), last)
+    keys += [key for w, b in added for key in (b[..., None], w.flatten(2).square())]
+    for key in keys:
         if int(classes.amax(dim=1).min()) + 1 == classes.shape[1]:
             break
         classes = _refined(classes, key, eps)

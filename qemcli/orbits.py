@@ -20,7 +20,7 @@ from qemcli import __version__, groups
 from qemcli.canonical import canonicalise
 from qemcli.errors import InputError, UnsupportedError
 from qemcli.functions import probe_inputs, respond, runs
-from qemcli.spaces import WeightSpace, chain_of
+from qemcli.spaces import WeightSpace, layered_of
 from qemcli.testing import relative_error
 from qemcli.zoos.store import OWN_COLUMNS, Store
 
@@ -92,13 +92,13 @@ class Canonicalise:
 
     def refusal(self, space: WeightSpace) -> str | None:
         try:
-            chain_of(space, "a canonical form")
+            layered_of(space, "a canonical form")
         except UnsupportedError as why:
             return why.message
         return None
 
     def __call__(self, space: WeightSpace, w: Weights, block: int) -> tuple[Weights, Columns]:
-        moved, _, ties = canonicalise(chain_of(space, "a canonical form"), w)
+        moved, _, ties = canonicalise(layered_of(space, "a canonical form"), w)
         return moved, {"canonical.ties": ties.numpy()}
 
 

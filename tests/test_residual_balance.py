@@ -12,6 +12,7 @@ from torch import Tensor
 from qemcli import groups
 from qemcli.attention_balance import representative
 from qemcli.balance import balance
+from qemcli.canonical import canonicalise
 from qemcli.functions import probe_inputs
 from qemcli.residual_balance import balance_residual
 from qemcli.spaces import Residual, cnn, mlp, residual
@@ -107,6 +108,23 @@ def test_dead_neurons_are_set_to_zero_and_harmless(name: str, activation: str) -
     moved, _ = balance_residual(space, groups.act(g, space, w))
     plain = replace(groups.identity(space, BATCH), index=g.index)
     assert gap(moved, groups.act(plain, space, balanced)) < 1e-11
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "identity", "gelu"])
+@pytest.mark.parametrize("name", SUMS)
+def test_canonical_form_is_one_of_the_orbit(name: str, activation: str) -> None:
+    space, generator = space_of(name, activation), torch.Generator().manual_seed(1)
+    w = networks(space)
+    w["conv1.bias"][0] = 0.0  # ties: other keys decide
+    g = groups.sample("all", space, BATCH, generator, (1.0, 1e4))
+    here, element, met = canonicalise(space, w)
+    there, _, met_there = canonicalise(space, groups.act(g, space, w))
+    assert gap(there, here) < 1e-11
+    assert met.tolist() == met_there.tolist() == [space.hidden["h1"] - 1, 0, 0, 0]
+    assert gap(groups.act(element, space, w), here) < 1e-12
+    assert gap(canonicalise(space, here)[0], here) < 1e-12
+    other = networks(space, 1)
+    assert gap(canonicalise(space, other)[0], here) > 1e-2
 
 
 def test_networks_that_are_not_finite_are_left_alone() -> None:
