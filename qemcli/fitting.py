@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from qemcli.predictors import Predictor, calibrate
 from qemcli.recipes import Recipe
 from qemcli.samples import Sample, carried, gather, scored
 from qemcli.training import Rows, Run
+from qemcli.zoos.alone import alone
 from qemcli.zoos.opening import open_zoo
 
 STATE = "training-state.pt"
@@ -118,18 +120,19 @@ def fit(
         )
     run = Run(model, task, recipe.schedule, recipe.seed, device, folder / STATE)
     learn, hold = (Rows(part.networks, part.target) for part in (train, val))
-    history = run.fit(learn, hold, resume, on_epoch)
-    space, *others = sample.spaces
-    predictor = Predictor(
-        folder.name, space, recipe.design, recipe.task, model.cpu(), {}, sample.classes,
-        tuple(others),
-    )  # fmt: skip
-    held = sample.split("test")
-    pair = scored(task, predictor.predict_all(held.networks), held.target)
-    score = {"n": len(held), **with_intervals(task, *pair, recipe.seed)}
-    predictor.provenance = provenance(recipe, sample, len(train), len(val), score)
-    if run.team.rank == 0:
-        _write(predictor, recipe, score, history, folder)
+    with alone(folder) if run.team.rank == 0 else nullcontext():
+        history = run.fit(learn, hold, resume, on_epoch)
+        space, *others = sample.spaces
+        predictor = Predictor(
+            folder.name, space, recipe.design, recipe.task, model.cpu(), {}, sample.classes,
+            tuple(others),
+        )  # fmt: skip
+        held = sample.split("test")
+        pair = scored(task, predictor.predict_all(held.networks), held.target)
+        score = {"n": len(held), **with_intervals(task, *pair, recipe.seed)}
+        predictor.provenance = provenance(recipe, sample, len(train), len(val), score)
+        if run.team.rank == 0:
+            _write(predictor, recipe, score, history, folder)
     return Trained(predictor, score, history, folder)
 
 

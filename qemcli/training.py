@@ -8,6 +8,7 @@ as often as it has networks, and one loss is taken over all that a batch holds.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable
@@ -253,7 +254,9 @@ class Run:
             "cycle": {k: v for k, v in self.cycle.state_dict().items() if not callable(v)},
             "generator": torch.get_rng_state(),
         }
-        beside(self.state, lambda path: torch.save(record, path))
+        held = io.BytesIO()  # torch's own writer tells nobody that the disk is full
+        torch.save(record, held)
+        beside(self.state, lambda path: path.write_bytes(held.getvalue()))
 
     def _restore(self) -> None:
         if self.state is None or not self.state.is_file():

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 from typing import NoReturn
@@ -46,10 +47,15 @@ def _again(arguments: list[str]) -> str | None:
 
 def _crash(error: BaseException) -> int:
     """A bug of ours: the traceback goes to a file, the user gets one line."""
-    with tempfile.NamedTemporaryFile("w", prefix="qem-crash-", suffix=".txt", delete=False) as file:
-        file.write(f"arguments: {sys.argv[1:]}\n")
-        traceback.print_exception(error, file=file)
-    _say(f"a bug in qem ({type(error).__name__})", f"please report it with {file.name}")
+    hint = "please report it"
+    with suppress(OSError):  # the disk may be full
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="qem-crash-", suffix=".txt", delete=False
+        ) as file:
+            file.write(f"arguments: {sys.argv[1:]}\n")
+            traceback.print_exception(error, file=file)
+        hint = f"please report it with {file.name}"
+    _say(f"a bug in qem ({type(error).__name__})", hint)
     return 70
 
 

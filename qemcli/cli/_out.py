@@ -198,7 +198,10 @@ class Sink:
             table.add_row(*(Text(cell(row.get(name))) for name in columns))
         # A pipe gets whole lines: nothing is cut to a terminal's width that is not there.
         wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 200
-        Console(width=wide, highlight=False).print(table)
+        try:
+            Console(width=wide, highlight=False).print(table)
+        except SystemExit:  # rich's word for a reader that has gone
+            raise BrokenPipeError from None
 
     def _failures(self, failed: list[dict[str, Any]]) -> None:
         shown = failed if self.verbose else failed[:10]
