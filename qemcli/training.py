@@ -127,7 +127,8 @@ class _Reading(nn.Module):
         self.model = model
 
     def forward(self, parts: list[tuple[WeightSpace, Tensor]]) -> Tensor:
-        return torch.cat([self.model.on(s)(s.unflatten(flat)) for s, flat in parts])
+        found = [self.model.on(s)(s.unflatten(flat)) for s, flat in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)  # editors answer with no tensor
 
 
 class Run:

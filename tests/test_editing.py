@@ -63,6 +63,22 @@ def test_balanced_editor_commutes_with_every_symmetry(group: str) -> None:
     assert moved_apart(make("balanced"), group) < 1e-9
 
 
+@pytest.mark.parametrize("quasi", ["none", "exact", "paper", "released"])
+def test_monomial_editor_commutes_as_far_as_its_quasi_layer_does(quasi: str) -> None:
+    torch.manual_seed(0)
+    config = {"even": "products", "pool": "means", "reader": "hnp-full", "reader_channels": (4, 4)}
+    eps = {} if quasi == "none" else {"eps": 0.5}
+    known = {"edit": "dilate", "channels": (3, 4), "expand": 3, **config, **eps}
+    design = Design("monomial_nfn", quasi, known)
+    model = randomise(design.build(SPACE), size=0.5).eval()
+    predictor = Predictor("small", SPACE, design, "editing", model)
+    kept = {"permutation", "sign", "monomial"} if quasi in ("none", "exact") else set()
+    assert predictor.claims == kept
+    for group in ("permutation", "sign"):
+        gap = moved_apart(predictor, group)
+        assert gap < 1e-10 if kept else gap > 1e-3
+
+
 def test_controls_do_not_commute() -> None:
     assert moved_apart(make("none"), "sign") > 1e-3
     assert moved_apart(make("none"), "phase") > 1e-3

@@ -229,13 +229,12 @@ class Editor(Metanetwork):
     Without a reader, sigma stands behind H_depth too. The reader's answer gets its signs back
     (`Resign`): both are equivariant to permutations and signs (without a reader, to scales where
     the networks have those). `even` = none is the published editor: the reader takes H_depth as it
-    is, and only permutations are left. s is one learned scalar a tensor.
+    is, and only permutations are left. A quasi layer stands on H_depth. s is one learned scalar a
+    tensor.
     """
 
     def __init__(self, space: Chain, config: Config = Config()) -> None:
         super().__init__()
-        if config.quasi != "none":
-            raise UsageError("monomial_nfn's editor has no quasi layer", "choose quasi none")
         self.space, self.config = space, config
         self.signs = _signs(space, config)
         k, channels = config.expand, [1, *config.channels]
@@ -252,9 +251,14 @@ class Editor(Metanetwork):
             self.last = equivariant_linear(space, config.reader, config.reader_channels[-1], k)
             self.resign = None if published else Resign(space, channels[-1], k)
         self.out = Deltas(space)
+        last, out = [*channels, *own][-2:]
+        self.quasi = quasi.make(config.quasi, space, last, out, config.eps, config.eps_learned)
 
     def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations with the activation's diagonal, unless the published editor loses it."""
+        """Permutations with the activation's diagonal, unless the published editor or the quasi
+        layer loses it."""
+        if self.quasi is not None and not self.quasi.keeps_invariance:
+            return set()
         if self.reader is not None and self.end is None:
             return {"permutation"}
         if self.signs:
@@ -272,10 +276,13 @@ class Editor(Metanetwork):
         h = self.scale(door(self.space, w))
         steps = [("input", h)]
         for i, linear in enumerate(self.linears, start=1):
-            h = linear(h)
+            before, h = h, linear(h)
             if i < len(self.linears):
                 h = self.dropout(pointwise(self.between, h))
             steps.append((f"linear{i}", h))
+        if self.quasi is not None:
+            h = self.quasi(w, before, h)
+            steps.append(("quasi", h))
         if self.reader is not None:
             answer = self.last(self.reader(h if self.end is None else self.end(h)))
             if self.resign is not None:

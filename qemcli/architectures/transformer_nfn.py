@@ -41,7 +41,8 @@ class Config:
     `init`: official (drawn as published, features as they are), or unit (ours: every term of unit
     variance on the training set, set by `calibrate`). `rank`: 0 for full polynomials, else that of
     the factorised ones. `classifier`: flat or set. `quasi`: none | paper | released | exact, its
-    `eps` at the start, whether it is learned, and its `bound`: safe, or raw as published.
+    `eps` at the start, whether it is learned, its `bound`: safe, or raw as published, and the
+    hidden width of its maps.
     """
 
     channels: tuple[int, ...] = (10,)
@@ -53,6 +54,7 @@ class Config:
     eps: float = 0.01
     eps_learned: bool = True
     bound: str = "safe"
+    quasi_width: int = attention_quasi.WIDTH
     outputs: int = 1
 
 
@@ -119,7 +121,8 @@ class Model(Metanetwork):
             self._draw_as_published()
         # Drawn last: with one seed, every mode starts from the same network.
         raw = config.bound == "raw"
-        self.quasi = attention_quasi.make(config.quasi, space, config.eps, config.eps_learned, raw)
+        told = config.eps, config.eps_learned, raw, config.quasi_width
+        self.quasi = attention_quasi.make(config.quasi, space, *told)
 
     def _draw_as_published(self) -> None:
         groups, queries, keys, values = self.space.heads[0]

@@ -29,6 +29,7 @@ from qemcli.spaces import Transformer
 BOUND = 0.9  # of |eps| |sin(.)| in the spectral norm: I + eps sin(.) has a condition below 19
 SINGULAR = 1e6  # the condition above which an unbounded matrix counts as singular
 READ = ("query", "key", "value", "out", "up", "down", "up_bias", "down_bias")
+WIDTH = 32  # hidden numbers of the maps, as published
 DEGREE = 3  # of the polynomials of `exact`
 MODES = ("none", "paper", "released", "exact")
 Blocks = list[dict[str, Tensor]]
@@ -49,13 +50,21 @@ class Matrices(nn.Module):
     """
 
     def __init__(
-        self, blocks: int, inputs: int, groups: int, n: int, eps: float, learned: bool, raw: bool
+        self,
+        blocks: int,
+        inputs: int,
+        groups: int,
+        n: int,
+        eps: float,
+        learned: bool,
+        raw: bool,
+        width: int = WIDTH,
     ) -> None:
         super().__init__()
         self.shape, self.raw = (groups, n, n), raw
-        self.first = BlockLinear(blocks, inputs, 32)
-        self.norm = BlockNorm(blocks, 32)
-        self.last = BlockLinear(blocks, 32, groups * n * n)
+        self.first = BlockLinear(blocks, inputs, width)
+        self.norm = BlockNorm(blocks, width)
+        self.last = BlockLinear(blocks, width, groups * n * n)
         for linear in (self.first, self.last):
             for weight in linear.weight.data:
                 nn.init.xavier_uniform_(weight)
@@ -101,13 +110,15 @@ def solved(matrix: Tensor, x: Tensor) -> Tensor:
 class _Twisted(nn.Module):
     """What `paper` and `released` share: M of queries and keys, N of values and outputs."""
 
-    def __init__(self, space: Transformer, eps: float, learned: bool, raw: bool) -> None:
+    def __init__(
+        self, space: Transformer, eps: float, learned: bool, raw: bool, width: int = WIDTH
+    ) -> None:
         super().__init__()
         groups, _, keys, values = space.heads[0]
         roles = [role for block in space.blocks for role in block.roles if role in READ]
         sizes = len(space.blocks), 7 * len(roles), groups
-        self.keys = Matrices(*sizes, keys, eps, learned, raw)
-        self.values = Matrices(*sizes, values, eps, learned, raw)
+        self.keys = Matrices(*sizes, keys, eps, learned, raw, width)
+        self.values = Matrices(*sizes, values, eps, learned, raw, width)
 
 
 class Paper(_Twisted):
@@ -157,12 +168,12 @@ class Exact(nn.Module):
     strict = True
     keeps_invariance = True
 
-    def __init__(self, space: Transformer, eps: float, learned: bool) -> None:
+    def __init__(self, space: Transformer, eps: float, learned: bool, width: int = WIDTH) -> None:
         super().__init__()
         blocks = len(space.blocks)
         ffn = sum(role in READ[4:] for role in space.blocks[0].roles)
-        self.first = BlockLinear(blocks, 2 * (1 + DEGREE) + 7 * ffn, 32)
-        self.last = BlockLinear(blocks, 32, 2 * DEGREE)
+        self.first = BlockLinear(blocks, 2 * (1 + DEGREE) + 7 * ffn, width)
+        self.last = BlockLinear(blocks, width, 2 * DEGREE)
         self.eps: Tensor
         _keep_eps(self, blocks, eps, learned)
 
@@ -224,15 +235,15 @@ def _polynomial(powers: list[Tensor], weights: Tensor) -> Tensor:
 
 
 def make(
-    mode: str, space: Transformer, eps: float, learned: bool, raw: bool
+    mode: str, space: Transformer, eps: float, learned: bool, raw: bool, width: int = WIDTH
 ) -> Paper | Released | Exact | None:
-    """The quasi layer of a mode; None for `none`."""
+    """The quasi layer of a mode, its maps of one hidden layer so wide; None for `none`."""
     if mode == "paper":
-        return Paper(space, eps, learned, raw)
+        return Paper(space, eps, learned, raw, width)
     if mode == "released":
-        return Released(space, eps, learned, raw)
+        return Released(space, eps, learned, raw, width)
     if mode == "exact":
-        return Exact(space, eps, learned)
+        return Exact(space, eps, learned, width)
     if mode == "none":
         return None
     hint = "'balanced' stands in front of a predictor, not inside an architecture"

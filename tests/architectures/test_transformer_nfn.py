@@ -242,3 +242,16 @@ def test_baselines_standardise_and_answer(rng):
         model.calibrate(w)
         assert raw.shape == (16, 3)
         assert model(w).abs().max() < raw.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["paper", "released", "exact"])
+def test_width_of_the_quasi_layers_maps(mode):
+    space = small_transformer(8, 2, 12, 2, 5, (1, 2))
+
+    def size(width):
+        config = transformer_nfn.Config((3,), 4, quasi=mode, quasi_width=width)
+        return sum(p.numel() for p in transformer_nfn.Model(space, config).quasi.parameters())
+
+    assert size(8) < size(32) < size(64)
+    default = transformer_nfn.Model(space, transformer_nfn.Config((3,), 4, quasi=mode))
+    assert sum(p.numel() for p in default.quasi.parameters()) == size(32)
