@@ -108,10 +108,10 @@ def main() -> NoReturn:
     try:
         app(prog_name="qem")
     except SystemExit as left:
-        stopped = _stopped(left)
-        if stopped is None:
+        interruption = _stopped(left)
+        if interruption is None:
             raise
-        sys.exit(_code(stopped))
+        sys.exit(_code(interruption))
     except Cut as cut:
         sys.exit(_code(cut.cause))
     except BaseException as error:
