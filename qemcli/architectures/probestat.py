@@ -51,7 +51,7 @@ class Config:
     probes: int = 64
     statistics: bool = True
     head: int = 256
-    dropout: float = 0.1
+    dropout: float = 0.2
     outputs: int = 1
 
 
