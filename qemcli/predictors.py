@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,13 +195,21 @@ class Predictor:
         it reads one only. UnsupportedError where the design cannot read them."""
         if not isinstance(self.model, Mixed):
             return self
-        known = next((s for s in self.spaces if _alike(s, space)), None)
+        known = space if space in self._known else self._match(space)
         seen = space.running(known.activation) if known else space
         return replace(self, space=seen, model=self.model.on(seen), others=())
 
     def met(self, space: WeightSpace) -> bool:
         """True where networks of this weight space were among those that it was trained on."""
-        return any(_alike(s, space) for s in self.spaces)
+        return space in self._known or self._match(space) is not None
+
+    @cached_property
+    def _known(self) -> frozenset[WeightSpace]:
+        return frozenset(self.spaces)
+
+    def _match(self, space: WeightSpace) -> WeightSpace | None:
+        """The weight space that it was trained on whose layers are these."""
+        return next((s for s in self.spaces if _alike(s, space)), None)
 
     @property
     def metanetwork(self) -> Metanetwork:
@@ -265,7 +274,9 @@ class Predictor:
 
     def reads(self, space: WeightSpace) -> bool:
         """True where networks of this weight space are what the predictor was trained on."""
-        return any(_alike(s, space) and run_alike(s, space) for s in self.spaces)
+        return space in self._known or any(
+            _alike(s, space) and run_alike(s, space) for s in self.spaces
+        )
 
     def fits(self, space: WeightSpace) -> bool:
         """True where it can read them: the layers and the activation are its own, in whatever way

@@ -92,6 +92,7 @@ def gather(
     import pandas
 
     spaces: list[WeightSpace] = []
+    numbers: dict[WeightSpace, int] = {}
     parts: list[tuple[int, Tensor]] = []
     targets, tables = [], []
     for zoo in zoos:
@@ -100,7 +101,7 @@ def gather(
             target = task.target(table)
             good = np.flatnonzero(np.isfinite(target) & flat.isfinite().all(dim=1).numpy())
             if len(good):
-                number = _number(spaces, space.running(activation))
+                number = _number(spaces, numbers, space.running(activation))
                 parts.append((number, flat[torch.from_numpy(good)]))
                 targets.append(target[good])
                 tables.append(table.iloc[good])
@@ -124,17 +125,20 @@ def gather(
     return Sample(found, wanted, index, classes)
 
 
-def _number(spaces: list[WeightSpace], space: WeightSpace) -> int:
-    """The number of the weight space among those that were met, this one included."""
-    known = next((i for i, s in enumerate(spaces) if _alike(s, space)), len(spaces))
-    if known == len(spaces):
-        spaces.append(space)
-    return known
+def _number(spaces: list[WeightSpace], numbers: dict[WeightSpace, int], space: WeightSpace) -> int:
+    """The number of the weight space among those that were met, this one included; the same
+    layers under other names are the same."""
+    if space not in numbers:
+        known = next((i for i, s in enumerate(spaces) if _alike(s, space)), len(spaces))
+        spaces += [space] if known == len(spaces) else []
+        numbers[space] = known
+    return numbers[space]
 
 
 def _alike(space: WeightSpace, other: WeightSpace) -> bool:
     """The same layers and activation and, where that is known of SIRENs, run in the same way."""
-    same = space.fits(other) and space.activation == other.activation
+    same = space.activation == other.activation and space.widths == other.widths
+    same = same and space.fits(other)
     if isinstance(space, Chain) and isinstance(other, Chain) and space.family == "siren":
         return same and space.forward == other.forward
     return same

@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from zoo_kit import mixed_flats, mixed_spaces, write_mixed
 
-from qemcli import registry
+from qemcli import registry, runs
+from qemcli.comparison import Comparison, trials
 from qemcli.errors import InputError, UnsupportedError
 from qemcli.points import Points
 from qemcli.predictors import Design, Predictor, calibrate, mixers
@@ -34,7 +35,7 @@ READ = {"probegen": IMAGES, "neural_graphs": CHAINS}
 
 
 def _write(folder: Path, architecture: str) -> Path:
-    return write_mixed(folder, READ.get(architecture, mixed_spaces()))
+    return write_mixed(folder, READ.get(architecture, mixed_spaces()), 8)
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_mixed_zoo_is_trained_predicted_and_scored(run, tmp_path, architecture) 
     assert "many architectures; it was trained on" in (tmp_path / "p" / "README.md").read_text()
     ranked = run("predict", zoo, "--predictor", tmp_path / "p", "--json")
     assert ranked.code == 0, ranked.err
-    assert ranked.json["n"] == 16 * count
+    assert ranked.json["n"] == 8 * count
     predictor = Predictor.load(tmp_path / "p")
     assert len(predictor.spaces) == count
     sample = gather([Zoo.open(zoo)], TASK)
@@ -120,14 +121,26 @@ def test_mixed_zoo_is_trained_predicted_and_scored(run, tmp_path, architecture) 
     scored = run("evaluate", tmp_path / "p", zoo, "--augment", "permutation", "--json")
     assert scored.code == 0, scored.err
     plain, moved = scored.json["rows"]
-    assert plain["tau"] == pytest.approx(moved["tau"], abs=1e-6)
-    shown = run("verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", "3", "--json")
+    assert plain["mae"] == pytest.approx(moved["mae"], abs=1e-5)
+
+
+def test_invariance_is_verified_on_every_architecture(run, zoo, tmp_path) -> None:
+    sample = gather([Zoo.open(zoo)], TASK)
+    design = Design("gmn", config=SMALL["gmn"])
+    space, *others = sample.spaces
+    torch.manual_seed(0)
+    model = design.build_mixed(sample.spaces)
+    Predictor("p", space, design, TASK.__name__.rpartition(".")[2], model, others=tuple(others)
+    ).save(tmp_path / "p")  # fmt: skip
+    asked = ("verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", "3", "--networks", "4")
+    shown = run(*asked, "--json")
     assert shown.code == 0, shown.err
-    assert len({row["architecture"] for row in shown.json["rows"]}) == count
-    twin = run(
-        "verify-invariance", tmp_path / "p", "--zoo", zoo, "--samples", "3", "--twin", "--json"
-    )
+    rows = shown.json["rows"]
+    assert len({row["architecture"] for row in rows}) == len(mixed_spaces())
+    assert sum(row["kind"] == "control" and row["holds"] for row in rows) == 2 * len(others) + 2
+    twin = run(*asked, "--twin", "--json")
     assert twin.code == 1
+    assert twin.json["verdict"] == "does not hold: permutation"
 
 
 @pytest.mark.parametrize("architecture", SMALL)
@@ -219,33 +232,19 @@ def test_an_architecture_that_was_not_met_is_answered_with_a_note(run, zoo, tmp_
     assert found.err.count("has met no cnn (1, 7, 3, 3) relu in training") == 1
 
 
-def test_designs_are_compared_over_many_architectures(run, zoo, tmp_path) -> None:
-    recipe, names = tmp_path / "compare.toml", ("statnn", "gmn")
-    designs = "".join(
-        f'[[design]]\narchitecture = "{name}"\nconfig = {{ {_inline(SMALL[name])} }}\n'
-        for name in names
-    )
-    recipe.write_text(
-        f'seeds = [0]\ngroup = "permutation"\nranges = [[1, 10]]\nreference = '
-        f'"{_label("statnn")}"\n[schedule]\nepochs = 1\nbatch_size = 16\n{designs}'
-    )
-    found = run(
-        "compare", recipe, "--zoo", zoo, "--out", tmp_path / "c", "--workers", "1", "--json"
-    )
-    assert found.code == 0, found.err
-    rows = {row["design"]: row for row in found.json["rows"]}
-    assert set(rows) == {_label(name) for name in names}
-    for row in rows.values():
+def test_designs_are_compared_over_many_architectures(zoo) -> None:
+    sample = gather([Zoo.open(zoo)], TASK)
+    designs = tuple(Design(name, config=SMALL[name]) for name in ("statnn", "gmn"))
+    ranges = ((1.0, 10.0),)
+    plan = Comparison(
+        seeds=(0,), group="permutation", ranges=ranges, augment=ranges, designs=designs,
+        schedule=Schedule(epochs=1, batch_size=16),
+    )  # fmt: skip
+    for trial in trials(plan):
+        row, predictions = runs.run(trial, plan, sample)
         assert row["invariance_error"] < 1e-9
-        assert row["tau 1:10"] == pytest.approx(row["tau"], abs=1e-4)
-
-
-def _inline(config: dict[str, object]) -> str:
-    return ", ".join(f"{k} = {json.dumps(v)}" for k, v in config.items())
-
-
-def _label(name: str) -> str:
-    return " ".join([name, "none", *(f"{k}={v}" for k, v in sorted(SMALL[name].items()))])
+        assert np.allclose(predictions["none"], predictions["1:10"], atol=1e-5)
+        assert len(predictions["label"]) == len(sample.split("test"))
 
 
 def test_probes_are_for_inputs_of_one_shape() -> None:
