@@ -13,6 +13,8 @@ A comparison is a TOML file:
     thresholds = [0, 0.2, 0.4]                   # also scored on networks of such accuracy or more
     augment = [[1, 10]]                          # also train on zoos doubled by such copies
     augmented = ["monomial_nfn none"]            # these designs only (all where not said)
+    apart = "config.architecture"                # split by this column: none of its values is on
+                                                 # two sides, whatever split the zoo has
     (optional) [schedule]
     epochs = 30
     (optional) [config]                          # of every design, before its own
@@ -52,6 +54,7 @@ class Comparison:
     zoos: tuple[str, ...] = ()
     where: str | None = None
     splits: str | None = None
+    apart: str | None = None
     task: str = "generalization"
     seeds: tuple[int, ...] = (0, 1, 2)
     reference: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,29 @@ def grounds(plan: Comparison, zoos: Sequence[str], say: Callable[[str], None]) -
     for zoo in wanted:
         opened = open_zoo(zoo, say, where=plan.where, splits=plan.splits)
         gathered = gather([opened], task, edit=plan.edit)
-        sample = with_split(gathered, 0, say)
+        sample = with_split(_apart(gathered, plan.apart, say), 0, say)
         sizes, refused = _built(plan, sample)
         kept = plan.only(list(sizes))
         failed = [*opened.failures, *refused]
         found.append(Ground(str(zoo or opened.name), kept, sample, sizes, failed))
     return found
+
+
+def _apart(sample: Sample, column: str | None, say: Callable[[str], None]) -> Sample:
+    """Where a column is named, the sample without a split, and with its values as the runs that
+    are split by: networks of one value are all on one side. Those without a value are alone."""
+    if column is None:
+        return sample
+    if column not in sample.index:
+        raise UsageError(
+            f'apart = "{column}": the zoo has no such column',
+            registry.suggest(column, [str(name) for name in sample.index]),
+        )
+    say(f"'{column}' is split by: each of its values is a run, on one side")
+    values, own = sample.index[column], sample.index["checkpoint"].astype(str)
+    run = values.astype(str).where(values.notna(), own)
+    index = sample.index.drop(columns="split", errors="ignore").assign(run=run)
+    return dataclasses.replace(sample, index=index)
 
 
 def _built(plan: Comparison, sample: Sample) -> tuple[dict[str, int], list[dict[str, Any]]]:
@@ -98,8 +116,12 @@ def planned(found: Sequence[Ground], folder: Path, count: int) -> list[dict[str,
 
 def compete(
     ground: Ground, folder: Path, workers: int, count: int = 0, advance: Advance = lambda n: None
-) -> tuple[Runs, list[dict[str, Any]]]:
-    """(every run on one zoo, one row a trial of the search, where there is one)."""
+) -> tuple[Runs, list[dict[str, Any]], list[dict[str, Any]]]:
+    """(every run on one zoo, one row a trial of the search where there is one, and what trials
+    say that came to nothing).
+
+    Raises UsageError where all did.
+    """
     plan, sample = ground.plan, ground.sample
     wanted, tried = list(trials(plan)), []
     if count:
@@ -107,7 +129,10 @@ def compete(
         wanted = [chosen[trial.name].applied(trial) for trial in wanted]
         tried = [{"zoo": ground.name, **row} for c in chosen.values() for row in c.rows]
     found = runs.compare(plan, sample, folder, workers, advance, wanted)
-    return [({"zoo": ground.name, **row}, told) for row, told in found], tried
+    failed = runs.failures(runs.planned(wanted, plan, sample, folder))
+    if not found:
+        raise UsageError(f"no run of {len(failed)} came to an end: {failed[0]['reason']}")
+    return [({"zoo": ground.name, **row}, told) for row, told in found], tried, failed
 
 
 def write(
@@ -173,10 +198,17 @@ def recipes() -> list[dict[str, Any]]:
                 continue
             plan = comparison.load(path)
             name = path.parent.name if path.name == FILE else f"{path.parent.name}/{path.stem}"
-            told = {"name": name, "about": plan.title, "zoo": ", ".join(plan.zoos)}
+            told = {"name": name, "about": plan.title or _head(path)}
+            told["zoo"] = ", ".join(plan.zoos)
             count = sum(1 for _ in trials(plan))
             rows.append({**told, "designs": len(plan.designs), "runs": count})
     return rows
+
+
+def _head(path: Path) -> str:
+    """The first line of a recipe, where that is a comment."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def formatted(choice: str, plan: Comparison, rows: list[dict[str, Any]]) -> str | None:

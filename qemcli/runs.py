@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from qemcli import groups, memory, registry
 from qemcli.comparison import Comparison, Range, Trial, named, trials
+from qemcli.errors import InputError, UsageError
 from qemcli.machine import steady
 from qemcli.predictors import Predictor, calibrate
 from qemcli.processes import spread
@@ -29,6 +30,7 @@ from qemcli.testing import invariance_error
 from qemcli.training import Rows, Run
 from qemcli.writing import beside
 
+FAILED = ".failed"
 Result = tuple[dict[str, Any], dict[str, np.ndarray]]  # a row, and predictions by range
 
 
@@ -221,8 +223,18 @@ def given() -> Sample:
 
 
 def _work(trial: Trial, plan: Comparison, path: Path) -> None:
-    row, predictions = run(trial, plan, given())
+    failed = path.with_suffix(FAILED)
+    try:
+        row, predictions = run(trial, plan, given())
+    except (
+        UsageError,
+        InputError,
+    ) as error:  # its loss diverged, or its trees found nothing to split
+        reason = str(error)
+        beside(failed, lambda p: p.write_text(reason))
+        return
     save(row, predictions, path)
+    failed.unlink(missing_ok=True)
 
 
 def planned(
@@ -242,14 +254,29 @@ def compare(
     wanted: Sequence[Trial] | None = None,
 ) -> list[Result]:
     """Run what is not yet in `folder`/runs, one single-threaded process a worker; returns every
-    run. `wanted` are other trials than those of the plan as it stands."""
+    run. `wanted` are other trials than those of the plan as it stands. What a trial that came to
+    nothing says is left beside the runs (`failures`), and it is tried again the next time."""
     kept = planned(trials(plan) if wanted is None else wanted, plan, sample, folder)
     folder.joinpath("runs").mkdir(parents=True, exist_ok=True)
     todo = [(trial, plan, path) for path, trial in kept.items() if not path.is_file()]
     advance(len(kept) - len(todo))
     for _ in spread(_work, todo, workers, start, (sample,)):
         advance(1)
-    return [_named(read(path), trial) for path, trial in kept.items()]
+    return [_named(read(path), trial) for path, trial in kept.items() if path.is_file()]
+
+
+def failures(kept: Mapping[Path, Trial]) -> list[dict[str, Any]]:
+    """What the trials that came to nothing say."""
+    missing = {path.with_suffix(FAILED): t for path, t in kept.items() if not path.is_file()}
+    return [
+        {**_told(trial), "reason": path.read_text()}
+        for path, trial in missing.items()
+        if path.is_file()
+    ]
+
+
+def _told(trial: Trial) -> dict[str, Any]:
+    return {"design": trial.name, "augment": named(trial.augment), "seed": trial.seed}
 
 
 def _named(result: Result, trial: Trial) -> Result:

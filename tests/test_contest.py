@@ -16,6 +16,7 @@ from zoo_kit import write_zoo
 from qemcli import comparison, contest, runs, search
 from qemcli.comparison import Comparison
 from qemcli.errors import UnsupportedError, UsageError
+from qemcli.fitting import with_split
 from qemcli.points import Points
 from qemcli.predictors import Design
 from qemcli.samples import Sample
@@ -198,14 +199,48 @@ def test_designs_that_cannot_read_a_zoo_are_left_out_with_their_reason() -> None
 def test_runs_of_many_architectures() -> None:
     """Splits go across architectures, and designs that read one only are left out."""
     sample = sample_of((mlp([3, 6, 4]), 40), (mlp([3, 5, 5, 4]), 24), (cnn([1, 4, 4], 3), 16))
-    designs = (Design("statnn", config={"head": 8}), Design("nfn"))
+    designs = (*PLAN.designs, Design("nfn"))
     plan = dataclasses.replace(PLAN, group="permutation", reference="", designs=designs)
     sizes, refused = contest._built(plan, sample)
     assert [row["design"] for row in refused] == ["nfn none"]
-    (trial,) = comparison.trials(plan.only(list(sizes)))
-    row, predictions = runs.run(trial, plan, sample)
-    assert len(predictions["none"]) == 20
-    assert row["invariance_error"] < 1e-9
+    found = [runs.run(t, plan, sample) for t in comparison.trials(plan.only(list(sizes)))]
+    assert [row["architecture"] for row, _ in found] == ["statnn", "spectral"]
+    for row, predictions in found:
+        assert len(predictions["none"]) == 20
+        assert row["invariance_error"] < 1e-9
+
+
+def test_splits_keep_the_values_of_a_column_apart() -> None:
+    kinds = np.resize([*"abcdefghijklmnopqrs", None], 80)
+    index = SAMPLE.index.assign(kind=kinds, checkpoint=[f"n{i}" for i in range(80)])
+    said: list[str] = []
+    sample = dataclasses.replace(SAMPLE, index=index)
+    found = with_split(contest._apart(sample, "kind", said.append), 0, said.append).index
+    known = found[found["kind"].notna()]
+    assert (known.groupby("kind")["split"].nunique() == 1).all()
+    assert set(known["split"]) == {"train", "val", "test"}
+    assert "'kind' is split by" in said[0]
+    assert contest._apart(sample, None, said.append) is sample
+    with pytest.raises(UsageError, match="no such column"):
+        contest._apart(sample, "kinds", said.append)
+
+
+def test_a_run_that_comes_to_nothing_is_told_and_tried_again(tmp_path: Path) -> None:
+    wild = dataclasses.replace(PLAN, schedule=Schedule(2, 16, lr=1e30))
+    (trial, *_) = comparison.trials(wild)
+    (path,) = runs.planned([trial], wild, SAMPLE, tmp_path)
+    (tmp_path / "runs").mkdir()
+    runs.start(SAMPLE)
+    torch.set_flush_denormal(False)
+    runs._work(trial, wild, path)
+    assert not path.exists()
+    (told,) = runs.failures({path: trial})
+    assert told["design"] == trial.name
+    assert "not finite" in told["reason"]
+    tame = dataclasses.replace(trial, schedule=SCHEDULE)
+    runs._work(tame, PLAN, path)
+    assert path.exists()
+    assert runs.failures({path: trial}) == []
 
 
 def test_every_comparison_that_ships_is_listed(run: Callable) -> None:

@@ -77,7 +77,7 @@ def sample_of(space: WeightSpace, plan: Comparison, n: int = 32) -> Sample:
 def test_recipe_says_what_it_is_and_its_designs_are_made(name: str) -> None:
     path, plan = recipes.find(name, "comparison", contest.FILE), plan_of(name)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert plan.title
+    assert plan.title or name not in TABLES
     assert any("qem compare" in line for line in head)
     assert list(sizes_of(name)) == list(plan.entries)
     assert plan.reference in plan.entries or len(plan.designs) == 1

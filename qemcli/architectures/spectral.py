@@ -9,12 +9,12 @@ averaged over layers and correlated with the accuracy, here a head reads those o
 
 phi(Q W R) = phi(W) for orthogonal Q and R: orders and signs of neurons, of heads and of the stream
 change nothing, and neither do biases, which are not read. Scales and general-linear moves of heads
-do; `balanced` takes those away.
+do; `balanced` takes those away. Over many architectures the numbers are pooled over the layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from qemcli.errors import UnsupportedError
 from qemcli.groups import allowed
 from qemcli.layers.heads import mlp_head
-from qemcli.layers.metanetwork import Metanetwork
+from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
-from qemcli.layers.spectra import STATISTICS, matrices, spectral_statistics
+from qemcli.layers.spectra import POOLED, STATISTICS, matrices, pooled, spectral_statistics
 from qemcli.layers.statistics import Standardise, compressed
 from qemcli.spaces import WeightSpace
 
@@ -54,19 +54,15 @@ class Model(Metanetwork):
 
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
+        _check(space)
         self.space, self.config = space, config
-        if not (count := len(STATISTICS) * len(matrices(space))):
-            raise UnsupportedError("spectral: the networks have no matrix", "see `qem models`")
+        count = len(STATISTICS) * len(matrices(space))
         self.scale = Standardise(count)
-        self.head = (
-            mlp_head(count, config.head, config.outputs, config.dropout)
-            if config.head
-            else nn.Linear(count, config.outputs)
-        )
+        self.head = _head(count, config)
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Moves by orthogonal matrices, and of biases alone."""
-        return {name for name in KEPT if allowed(name, space) is None}
+        return _kept(space)
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants that standardise the statistics from the training set's weights."""
@@ -74,8 +70,59 @@ class Model(Metanetwork):
 
     def _statistics(self, w: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            return compressed(spectral_statistics(self.space, w))
+            return compressed(spectral_statistics(self.space, w).flatten(1))
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         found = self._statistics(w).to(self.scale.mean.dtype)
         return self.head(self.scale(found))
+
+
+class Mixture(Mixed):
+    """Spectral statistics over many architectures: pooled over the layers."""
+
+    def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
+        super().__init__()
+        self.scale = Standardise(POOLED)
+        self.head = _head(POOLED, config)
+
+    def bind(self, space: WeightSpace) -> Metanetwork:
+        """Reads any network that has a matrix."""
+        _check(space)
+        return Pooled(self, space)
+
+    def calibrate(self, parts: Sequence[tuple[WeightSpace, Mapping[str, Tensor]]]) -> None:
+        """Set the constants of every statistic from the training set."""
+        with torch.no_grad():
+            self.scale.fit(torch.cat([compressed(pooled(space, w)) for space, w in parts]))
+
+
+class Pooled(Metanetwork):
+    """dict of (b, *shape) -> raw outputs (b, outputs), of one of the architectures."""
+
+    def __init__(self, shared: Mixture, space: WeightSpace) -> None:
+        super().__init__()
+        self.shared, self.space = shared, space
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Moves by orthogonal matrices, and of biases alone."""
+        return _kept(space)
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            found = compressed(pooled(self.space, w)).to(self.shared.scale.mean.dtype)
+        return self.shared.head(self.shared.scale(found))
+
+
+def _head(inputs: int, config: Config) -> nn.Module:
+    if not config.head:
+        return nn.Linear(inputs, config.outputs)
+    return mlp_head(inputs, config.head, config.outputs, config.dropout)
+
+
+def _kept(space: WeightSpace) -> set[str]:
+    return {name for name in KEPT if allowed(name, space) is None}
+
+
+def _check(space: WeightSpace) -> None:
+    if not matrices(space):
+        raise UnsupportedError("spectral: the networks have no matrix", "see `qem models`")

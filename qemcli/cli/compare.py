@@ -79,9 +79,8 @@ def compare(
     tried: list[Any] = []
     with sink.progress("comparing", sum(row["runs"] + row["search"] for row in planned)) as advance:
         for ground in grounds:
-            runs, trials = contest.compete(ground, out, workers, search, advance)
-            found += runs
-            tried += trials
+            runs, trials, lost = contest.compete(ground, out, workers, search, advance)
+            found, tried, failed = found + runs, tried + trials, failed + lost
     rows, files = contest.write(plan, found, tried, out)
     sink.note(", ".join(map(str, files)))
     text = contest.formatted(format, plan, rows)

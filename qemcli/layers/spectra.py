@@ -31,6 +31,7 @@ from qemcli.spaces import WeightSpace
 
 STATISTICS = ("norm", "spectral", "stable", "alpha", "alpha_hat", "entropy", "soft")
 FLOOR = 1e-30  # the logarithm of a matrix of zeros is that of this
+POOLED = 5 * len(STATISTICS) + 2
 AT_ONCE = 1 << 17  # numbers of one table of the power law's fit
 EPS = torch.finfo(torch.float32).eps  # what zoos are stored in, whatever they are computed in
 
@@ -114,9 +115,19 @@ def _fitted(values: Tensor) -> Tensor:
 
 
 def spectral_statistics(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
-    """dict of (b, *shape) -> (b, 7 T) in float64, the seven of each of the T matrices."""
+    """dict of (b, *shape) -> (b, T, 7) in float64, the seven of each of the T matrices."""
     found = []
     for name in matrices(space):
         shape = _shape(space[name].shape)
         found.append(statistics(w[name].reshape(-1, *shape)))
-    return torch.cat(found, dim=-1)
+    return torch.stack(found, dim=1)
+
+
+def pooled(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
+    """dict of (b, *shape) -> (b, POOLED) in float64, whatever the depth and the widths: the seven
+    of the first matrix, of the last, their mean over all (WeightWatcher's summary), least and
+    largest, and the logarithms of the numbers of matrices and of parameters."""
+    found = spectral_statistics(space, w)
+    parts = [found[:, 0], found[:, -1], found.mean(1), found.amin(1), found.amax(1)]
+    told = [math.log(found.shape[1]), math.log(space.size)]
+    return torch.cat([*parts, found.new_tensor(told).expand(len(found), -1)], dim=-1)

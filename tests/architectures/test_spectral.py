@@ -9,7 +9,16 @@ from layer_kit import SPACES, draw_weights
 
 from qemcli import groups
 from qemcli.architectures import spectral
-from qemcli.layers.spectra import STATISTICS, matrices, power_law, spectrum, statistics
+from qemcli.layers.spectra import (
+    POOLED,
+    STATISTICS,
+    matrices,
+    pooled,
+    power_law,
+    spectral_statistics,
+    spectrum,
+    statistics,
+)
 from qemcli.spaces import mlp, siren, small_transformer
 
 ALPHA = STATISTICS.index("alpha")
@@ -145,3 +154,31 @@ def test_rotated_networks_have_the_same_statistics(rng):
     stretched = statistics(x * 2) - statistics(x)
     assert stretched[:, 0].tolist() == pytest.approx([math.log10(4)] * 4)
     assert stretched[:, ALPHA].abs().max() < 1e-9
+
+
+def test_pooled_statistics_are_those_of_the_layers(rng):
+    """One predictor over many architectures: ends, means, extremes, and how many there are."""
+    for space in (SPACES["pool"], SPACES["mlp4"]):
+        w = draw_weights(space, 3, rng)
+        found, each = pooled(space, w), spectral_statistics(space, w)
+        assert found.shape == (3, POOLED)
+        assert torch.equal(found[:, :7], each[:, 0])
+        assert torch.equal(found[:, 7:14], each[:, -1])
+        assert torch.allclose(found[:, 14:21], each.mean(1))
+        assert (found[:, 21:28] <= each.amin(1)).all()
+        assert torch.allclose(
+            found[0, 35:].exp(), torch.tensor([each.shape[1], space.size]).double()
+        )
+
+
+def test_mixture_reads_every_space_and_keeps_what_one_keeps(rng):
+    spaces = [SPACES["pool"], mlp([3, 7, 5, 4], "tanh"), small_transformer(8, 2, 12, 2, 5, (1, 2))]
+    torch.manual_seed(0)
+    model = spectral.Mixture(spaces, spectral.Config(head=8)).double().eval()
+    model.calibrate([(space, draw_weights(space, 8, rng)) for space in spaces])
+    for space in spaces:
+        one, w = model.on(space), draw_weights(space, 6, rng)
+        for group in one.claims(space):
+            g = groups.sample(group, space, 6, rng)
+            gap = (one(groups.act(g, space, w)) - one(w)).detach().abs().max()
+            assert gap < 1e-9, group
