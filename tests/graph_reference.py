@@ -127,49 +127,52 @@ def _transformer(space, w) -> Graph:
 
 def answer(model: gmn.Mixture, space: WeightSpace, w: dict[str, Tensor]) -> Tensor:
     """The model's parameters on the graph of one network: (outputs,)."""
-    graph, entry = graph_of(space, w), model.entry
-    names = list(graph.nodes)
-    places = {name: i for i, name in enumerate(names)}
+    graph = graph_of(space, w)
+    values = torch.stack([value for _, _, value, *_ in graph.edges])
+    return scattered(model, graph, values[None])[0]
+
+
+def scattered(model: gmn.Mixture, graph: Graph, values: Tensor) -> Tensor:
+    """The model's parameters on networks of one graph, with their values (b, edges): (b, outputs).
+
+    Every edge gathers its nodes and scatters to its target, as graph libraries do it.
+    """
+    entry = model.entry
+    places = {name: i for i, name in enumerate(graph.nodes)}
     like = entry.node_type.weight
     layer, number, kinds = zip(*graph.nodes.values(), strict=True)
-    x = entry.node(
-        torch.cat(
-            [
-                entry.node_layer(like.new_tensor(layer)[:, None]),
-                entry.node_index(like.new_tensor(number)[:, None]),
-                entry.node_type(torch.tensor([NODES.index(k) for k in kinds])),
-            ],
-            dim=1,
-        )
-    )
-    sources, targets, values, layers, types, taps = zip(*graph.edges, strict=True)
+    parts = [
+        entry.node_layer(like.new_tensor(layer)[:, None]),
+        entry.node_index(like.new_tensor(number)[:, None]),
+        entry.node_type(torch.tensor([NODES.index(k) for k in kinds])),
+    ]
+    x = entry.node(torch.cat(parts, dim=1)).expand(len(values), -1, -1)
+    sources, targets, _, layers, types, taps = zip(*graph.edges, strict=True)
     kind = torch.tensor([EDGES.index(k) for k in types])
-    e = entry.edge(
-        torch.cat(
-            [
-                entry.value((torch.stack(values) / entry.scale[kind])[:, None]),
-                entry.edge_layer(like.new_tensor(layers)[:, None]),
-                entry.edge_type(kind),
-                entry.place(like.new_tensor(taps)),
-            ],
-            dim=1,
-        )
-    )
+    coded = [
+        entry.edge_layer(like.new_tensor(layers)[:, None]),
+        entry.edge_type(kind),
+        entry.place(like.new_tensor(taps)),
+    ]
+    seen = entry.value((values / entry.scale[kind])[..., None])
+    same = torch.cat(coded, dim=1).expand(len(values), -1, -1)
+    e = entry.edge(torch.cat([seen, same], dim=-1))
     source = torch.tensor([places[s] for s in sources])
     target = torch.tensor([places[t] for t in targets])
     for block in model.blocks:
         x, e = _step(block, x, e, source, target)
-    return model.head(F.relu(model.read(model.norm(e))).mean(0))
+    return model.head(F.relu(model.read(model.norm(e))).mean(1))
 
 
 def _step(block, x, e, source, target):
     h = x if block.last else block.node_norm(x)
-    u = F.relu(block.edge(torch.cat([h[source], h[target], block.edge_norm(e)], dim=1)))
+    ends = [h[:, source], h[:, target]]
+    u = F.relu(block.edge(torch.cat([*ends, block.edge_norm(e)], dim=-1)))
     if not block.last:
-        m = F.relu(block.message(torch.cat([h[source], u], dim=1)))
-        heard = torch.zeros_like(h).index_add(0, target, m)
-        degree = torch.zeros_like(h[:, :1]).index_add(0, target, torch.ones_like(m[:, :1]))
+        m = F.relu(block.message(torch.cat([ends[0], u], dim=-1)))
+        heard = torch.zeros_like(h).index_add(1, target, m)
+        degree = torch.zeros_like(h[:, :, :1]).index_add(1, target, torch.ones_like(m[:, :, :1]))
         heard = heard / degree.clamp_min(1)
-        v = F.relu(block.node(torch.cat([h, heard], dim=1)))
+        v = F.relu(block.node(torch.cat([h, heard], dim=-1)))
         x = x + block.node_out(F.silu(v))
     return x, e + block.edge_out(F.silu(u))
