@@ -26,7 +26,7 @@ from typing import Any
 
 from qemcli import registry
 from qemcli.comparison import Comparison, Trial
-from qemcli.errors import EnvironmentFailure, UsageError
+from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.predictors import Design
 from qemcli.processes import spread
 from qemcli.runs import given, start, trained
@@ -60,12 +60,16 @@ class Chosen:
     @property
     def told(self) -> str:
         """`lr=0.003 width=2`: as tables show them."""
-        return " ".join(f"{name}={value:g}" for name, value in self.settings.items())
+        return " ".join(f"{name}={_shown(value)}" for name, value in self.settings.items())
 
     def applied(self, trial: Trial) -> Trial:
         """The trial with these settings."""
         design, schedule = with_settings(trial.design, trial.schedule, self.settings)
         return dataclasses.replace(trial, design=design, schedule=schedule, settings=self.told)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def ranges(design: Design, schedule: Schedule) -> dict[str, Range]:
@@ -215,7 +219,7 @@ def _scored(trial: Trial, plan: Comparison, sample: Sample) -> dict[str, Any]:
     task = registry.load("tasks", plan.task)
     try:
         made = trained(trial, plan, sample)
-    except UsageError as error:  # the loss diverged, or widths that do not go together
+    except (UsageError, InputError) as error:  # the loss diverged; widths that do not go together
         return {"score": None, "seconds": None, "reason": str(error)}
     val = sample.split("val")
     pair = scored(task, made.predictor.predict_all(val.networks), val.target)

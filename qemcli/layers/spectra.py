@@ -30,6 +30,7 @@ from torch import Tensor
 from qemcli.spaces import WeightSpace
 
 STATISTICS = ("norm", "spectral", "stable", "alpha", "alpha_hat", "entropy", "soft")
+STEEPEST = 100.0  # of exponents: those of near ties are as large as rounding makes them
 FLOOR = 1e-30  # the logarithm of a matrix of zeros is that of this
 POOLED = 5 * len(STATISTICS) + 2
 AT_ONCE = 1 << 17  # numbers of one table of the power law's fit
@@ -64,8 +65,7 @@ def spectrum(x: Tensor) -> Spectrum:
     if taps.shape[-2] < taps.shape[-1]:
         taps = taps.mT
     large, small = int(taps.shape[-2]), int(taps.shape[-1])
-    # Squared, the condition is 1e-16: far below what counts as rank.
-    values = torch.linalg.eigvalsh(taps.mT @ taps).clamp(min=0).flatten(1).sort(-1).values
+    values = torch.linalg.svdvals(taps).square().flatten(1).sort(-1).values
     if x.ndim > 3:
         values = values / 2
     rank = values > values[:, -1:] * (large * EPS) ** 2
@@ -93,7 +93,8 @@ def power_law(values: Tensor) -> Tensor:
     likelihood from the value on that makes the largest gap of the distributions smallest.
 
     The empirical distribution at the j-th of t values is (j - 1) / t, and a tail has two values at
-    least, as in the packages powerlaw and weightwatcher. 0 where no tail has two that differ.
+    least, as in the packages powerlaw and weightwatcher. Values that are all but the same, whose
+    exponent would be above STEEPEST, are no tail; 0 where there is none.
     """
     rows = max(1, AT_ONCE // values.shape[-1] ** 2)
     return torch.cat([_fitted(part) for part in values.split(rows)])
@@ -104,7 +105,7 @@ def _fitted(values: Tensor) -> Tensor:
     logs = values.clamp(min=FLOOR).log()
     tail = torch.arange(n, 0, -1, dtype=values.dtype, device=values.device)
     above = logs.flip(-1).cumsum(-1).flip(-1) - tail * logs  # sum of log(l / x) over l >= x
-    usable = (values > 0) & (tail >= 2) & (above > 1e-12 * tail)
+    usable = (values > 0) & (tail >= 2) & (above * (STEEPEST - 1) > tail)
     slope = torch.where(usable, tail / above, 1.0)  # alpha - 1
     place = torch.arange(n, dtype=values.dtype, device=values.device)
     survival = 1 - (place[None, :] - place[:, None]) / tail[:, None]  # (from, at)

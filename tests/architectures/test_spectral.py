@@ -31,7 +31,7 @@ def slow_alpha(values):
     for i in range(len(data) - 1):
         tail = data[i:]
         below = np.log(tail / data[i]).sum()
-        if below <= 1e-12 * len(tail):
+        if below * 99 <= len(tail):  # steeper than 100
             continue
         alpha = 1 + len(tail) / below
         fitted = 1 - (tail / data[i]) ** (1 - alpha)
