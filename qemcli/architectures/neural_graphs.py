@@ -128,8 +128,7 @@ class Model(_Graph):
         self.head = _head(space, config)
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        outputs = self.backbone.nodes(w)[:, -self.space.widths[-1] :]
-        return self.head(outputs.flatten(1))
+        return self.head(self.backbone.outputs(w).flatten(1))
 
 
 class Mixture(Mixed):

@@ -240,28 +240,34 @@ class Entry(nn.Module):
         return self.node_in(x) + self.codes[kinds].sum(1)
 
     def edges(
-        self, entries: Features, weight: Tensor, bias: Tensor
+        self, entries: Features, weight: Tensor, bias: Tensor, last: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The embedded edges through one more affine map (o, edges): forward and reversed copies.
 
-        Forward (b, n_l, n_{l-1}, o), reversed (b, n_{l-1}, n_l, o), l = 1..L. Handing over the map
-        saves the embedding itself: affine maps are joined before they meet an edge.
+        Forward (b, n_l, n_{l-1}, o), reversed (b, n_{l-1}, n_l, o), l = 1..L, with as many more as
+        are 0 wide in their targets where these are not among the `last` node layers. Handing over
+        the map saves the embedding itself: affine maps are joined before they meet an edge.
         """
         return self._embedded(
-            entries, weight @ self.edge_in.weight, self.edge_in.bias @ weight.T + bias
+            entries, weight @ self.edge_in.weight, self.edge_in.bias @ weight.T + bias, last
         )
 
     def plain_edges(self, entries: Features) -> tuple[list[Tensor], list[Tensor]]:
         """The embedded edges themselves, as `edges` gives them."""
-        return self._embedded(entries, self.edge_in.weight, self.edge_in.bias)
+        layers = len(entries) + 1
+        return self._embedded(entries, self.edge_in.weight, self.edge_in.bias, layers)
 
     def _embedded(
-        self, entries: Features, weight: Tensor, bias: Tensor
+        self, entries: Features, weight: Tensor, bias: Tensor, last: int
     ) -> tuple[list[Tensor], list[Tensor]]:
+        first = len(entries) + 1 - last  # node layer whose edges are asked for
         forward, back = [], []
         for l, (x, _) in enumerate(entries):
-            forward.append(self.weight_map(x, l, FORWARD, weight, bias))
-            back.append(self.weight_map(x.transpose(1, 2), l, REVERSED, weight, bias))
+            below, above = x, x.transpose(1, 2)
+            to = below if l + 1 >= first else below[:, :0]
+            fro = above if l >= first else above[:, :0]
+            forward.append(self.weight_map(to, l, FORWARD, weight, bias))
+            back.append(self.weight_map(fro, l, REVERSED, weight, bias))
         return forward, back
 
     def absent(self) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from qemcli.layers.features import Features
 from qemcli.layers.graph import Entry, blocks, sources
 from qemcli.spaces import Chain
 
@@ -46,18 +47,23 @@ class PNA(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, modulation: Sequence[Tensor]) -> Tensor:
-        d = x.shape[-1]
+        """New nodes of the last layers, one for every block; x starts at their first source."""
+        d, widths = x.shape[-1], self.widths[-len(modulation) :]
         target, source = self.pre.weight.split(d, dim=1)
-        p = F.linear(x, target, self.pre.bias).split(self.widths, dim=1)
-        q = sources(F.linear(x, source).split(self.widths, dim=1))
+        below = x.shape[1] - sum(widths)  # nodes that only send
+        old = x[:, below:]
+        p = F.linear(old, target, self.pre.bias).split(widths, dim=1)
+        sent = F.linear(x, source).split([below, *widths] if below else widths, dim=1)
+        q = sources(sent)[-len(modulation) :]
         post = self.out.weight @ self.post.weight
         bias = self.out.weight @ self.post.bias + self.out.bias
         own, plain, scaled = post.split([d, 4 * d, 4 * d], dim=1)
+        factors = self.amplification[-len(modulation) :]
         updates = [
-            F.linear(aggregate(st, p[l], q[l]), plain + self.amplification[l] * scaled)
+            F.linear(aggregate(st, p[l], q[l]), plain + factors[l] * scaled)
             for l, st in enumerate(modulation)
         ]
-        return F.linear(x, own, bias) + torch.cat(updates, dim=1)
+        return F.linear(old, own, bias) + torch.cat(updates, dim=1)
 
 
 class EdgeUpdate(nn.Module):
@@ -76,11 +82,14 @@ class EdgeUpdate(nn.Module):
     def forward(
         self, edges: Sequence[Tensor], bias: Tensor, x: Tensor, widths: list[int]
     ) -> list[Tensor]:
-        """edges: Linear e by target block, its bias apart: that is added once a node."""
+        """edges: Linear e by target block, its bias apart: that is added once a node. Blocks may be
+        those of the last layers only; x, of these widths, starts at their first source or before.
+        """
         joined = torch.cat([self.target.weight, self.source.weight])
         bias = torch.cat([self.target.bias + bias, self.source.bias])
         target, source = F.linear(x, joined, bias).chunk(2, dim=-1)
-        pairs = zip(edges, target.split(widths, 1), sources(source.split(widths, 1)), strict=True)
+        sent, n = sources(source.split(widths, 1)), len(edges)
+        pairs = zip(edges, target.split(widths, 1)[-n:], sent[-n:], strict=True)
         return [F.silu((e + t[:, :, None]).add_(s[:, None])) for e, t, s in pairs]
 
 
@@ -106,9 +115,13 @@ class GNN(nn.Module):
         *_, (x, inner) = self._steps(w)
         return x, self._edges(len(self.updates) - 1, inner)
 
-    def nodes(self, w: Mapping[str, Tensor]) -> Tensor:
-        """Nodes after the last layer."""
-        *_, (x, _) = self._steps(w)
+    def outputs(self, w: Mapping[str, Tensor]) -> Tensor:
+        """The outputs' nodes after the last layer (b, n_L, D).
+
+        A layer of messages reads neighbours only, so the one before the last has to update the
+        last two node layers, and so on backwards: the rest is not computed.
+        """
+        *_, (x, _) = self._steps(w, whole=False)
         return x
 
     def updated(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
@@ -121,14 +134,19 @@ class GNN(nn.Module):
         below = zip(inner[1:], self.widths, strict=False)
         return [self.updates[i].outer(e[:, :, :n]) for e, n in below]  # type: ignore[operator]
 
-    def _steps(self, w: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def _steps(
+        self, w: Mapping[str, Tensor], whole: bool = True
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Nodes after every layer, and what the outer map of its edge update reads (the last has
         none: that of the one before). Maps that follow each other are joined before they meet an
-        edge.
+        edge. Where not `whole`, only what the outputs' last nodes depend on: the last layers.
         """
         entries = self.entry.read(w)
-        x = self.entry.nodes(w, entries)
         updates = [update for update in self.updates if isinstance(update, EdgeUpdate)]
+        count, layers = len(self.convolutions), len(self.widths)
+        # How many node layers each layer of messages updates.
+        reach = [layers if whole else min(layers, count - i) for i in range(count)]
+        x = self.entry.nodes(w, entries)[:, -sum(self.widths[-reach[0] - 1 :]) :]
         inner: list[Tensor] = []
         for i, convolution in enumerate(m for m in self.convolutions if isinstance(m, PNA)):
             maps = [convolution.encoder, *(u.edge for u in updates[i : i + 1])]
@@ -138,17 +156,25 @@ class GNN(nn.Module):
                 outer = updates[i - 1].outer
                 biases = [w @ outer.bias + b for w, b in zip(weights, biases, strict=True)]
                 weights = [w @ outer.weight for w in weights]
-            if i == 0:
-                none = [biases[0], *(torch.zeros_like(b) for b in biases[1:])]
-                pairs = zip(weights, none, strict=True)
-                seen = [blocks(*self.entry.edges(entries, *pair)) for pair in pairs]
-            else:
                 seen = mapped(inner, weights, biases[0])
+            else:
+                seen = self._entered(entries, weights, biases, reach[0])
             x = convolution(x, seen[0])
             if i < len(updates):
                 x = self.dropout(F.silu(self.norms[i](x)))
-                inner = updates[i](seen[1], biases[1], x, self.widths)
+                widths = self.widths[-reach[i] :]
+                inner = updates[i](seen[1][-reach[i + 1] :], biases[1], x, widths)
             yield x, inner
+
+    def _entered(
+        self, entries: Features, weights: list[Tensor], biases: list[Tensor], last: int
+    ) -> list[list[Tensor]]:
+        """The embedded edges of the last blocks through all maps, the first with its bias."""
+        joined = torch.cat([biases[0], *(torch.zeros_like(b) for b in biases[1:])])
+        forward, back = self.entry.edges(entries, torch.cat(weights), joined, last)
+        sizes = [len(weight) for weight in weights]
+        parts = [e.split(sizes, dim=-1) for e in blocks(forward, back)[-last:]]
+        return [list(found) for found in zip(*parts, strict=True)]
 
 
 def mapped(edges: list[Tensor], weights: list[Tensor], bias: Tensor) -> list[list[Tensor]]:

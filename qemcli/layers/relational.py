@@ -126,10 +126,10 @@ class Transformer(nn.Module):
         *_, (x, e) = self._steps(w)
         return x, self._edges(e)
 
-    def nodes(self, w: Mapping[str, Tensor]) -> Tensor:
-        """Nodes after the last layer."""
+    def outputs(self, w: Mapping[str, Tensor]) -> Tensor:
+        """The outputs' nodes after the last layer (b, n_L, c)."""
         *_, (x, _) = self._steps(w)
-        return x
+        return x[:, -self.widths[-1] :]
 
     def updated(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
         """Nodes and edges after every layer that updates both."""

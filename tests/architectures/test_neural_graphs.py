@@ -156,10 +156,29 @@ def test_gnn_equals_a_loop_over_edges(rng):
                 )
                 for (j, i), v in e.items()
             }
-    found = backbone.nodes(w)[0]
+    found = backbone(w)[0][0]
     assert (found - torch.stack(list(x.values()))).abs().max() < 1e-10 * found.abs().max()
     last = backbone(w)[1][-1]
     assert (last[0, 0, 2] - e[(2, 2), (3, 0)]).abs().max() < 1e-10 * last.abs().max()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6])
+@pytest.mark.parametrize("name", ["pool", "flatten"])
+def test_outputs_are_those_of_the_whole_graph(name, layers, rng):
+    """What they do not depend on is left out, and every gradient is the same."""
+    space = SPACES[name]
+    model, w = build(space, layers=layers, fourier=3), draw_weights(space, 3, rng)
+    backbone, n = model.backbone, space.widths[-1]
+    parameters = list(backbone.parameters())
+    found, whole = backbone.outputs(w), backbone(w)[0][:, -n:]
+    assert (found - whole).abs().max() < 1e-12 * whole.abs().max()
+    draw = torch.randn(whole.shape, generator=rng, dtype=whole.dtype)
+    pairs = [
+        torch.autograd.grad((x * draw).sum(), parameters, allow_unused=True, materialize_grads=True)
+        for x in (found, whole)
+    ]
+    for a, b in zip(*pairs, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, b.abs().max())
 
 
 def attended(layer, x, e):
@@ -198,7 +217,7 @@ def test_transformer_equals_a_loop_over_pairs(rng):
                 y = u.norms[0](e[i, j] + u.outer(F.gelu(z)))
                 new[i, j] = u.norms[1](y + u.mlp(y))
             e = new
-    found = backbone.nodes(w)[0]
+    found = backbone(w)[0][0]
     assert (found - torch.stack(list(x.values()))).abs().max() < 1e-10 * found.abs().max()
     last = backbone(w)[1][-1]
     assert (last[0, 0, 1] - e[(2, 1), (3, 0)]).abs().max() < 1e-10 * last.abs().max()
