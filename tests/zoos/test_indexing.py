@@ -191,6 +191,7 @@ def test_table_of_labels_is_joined_by_path(tmp_path, suffix):
         "file": f"labels.{suffix}", "by": "path", "joined": 3, "without_label": 1,
         "without_checkpoint": 1, "checkpoints_without_label": ["r2/model.pt"],
         "rows_without_checkpoint": ["gone/model.pt"],
+        "labels": ["test_accuracy"], "columns": ["test_accuracy", "lr"],
     }  # fmt: skip
     for found in (Zoo.open(tmp_path / "out").index, Zoo.open(root).index):
         labels = found.set_index("checkpoint")["test_accuracy"]
