@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from qemcli import groups
-from qemcli.errors import InputError, UnsupportedError, UsageError
+from qemcli.errors import UsageError
 from qemcli.functions import differentiate, image_shape, respond
 from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
@@ -33,6 +33,8 @@ from qemcli.layers.probing import (
     GeneratedProbes,
     Jitter,
     batch_of,
+    most_sure,
+    require_alike,
     require_runnable,
     settled,
 )
@@ -149,24 +151,14 @@ class Mixture(Mixed):
 
     def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
         super().__init__()
-        layered = [layered_of(space, NAME) for space in spaces]
-        # An image is read off where it is stated, or where a dense layer reads its positions.
-        sure = [s for s in layered if s.forward.image or s.forward.junction == "flatten"]
-        self.core = Model([*sure, *layered][0], config)
+        self.core = Model(most_sure([layered_of(space, NAME) for space in spaces]), config)
         for space in spaces:
             self.on(space)
 
     def bind(self, space: WeightSpace) -> Metanetwork:
         """Networks that can be run on the probes."""
-        asked, own = layered_of(space, NAME), self.core.space
-        require_runnable(asked)
-        given, read = _inputs(asked, own), _inputs(own, own)
-        if given != read:
-            raise UnsupportedError(
-                f"networks that read {given[0]} and give {given[1]} answers cannot be asked what "
-                f"others are that read {read[0]} and give {read[1]}",
-                "pick those of one kind with --where",
-            )
+        asked = layered_of(space, NAME)
+        require_alike(asked, self.core.space)
         return Asked(self, asked)
 
     def calibrate(self, parts: Sequence[tuple[WeightSpace, Mapping[str, Tensor]]]) -> None:
@@ -194,21 +186,6 @@ class Asked(Metanetwork):
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         core = self.shared.core
         return core.head(core.scale(core.answers(self.space, w)))
-
-
-def _inputs(space: Layered, other: Layered) -> tuple[str, int]:
-    """What it reads, in words, and how many answers it gives. One that reads images of any size
-    reads those of the other."""
-    outputs, channels = space.layers[-1].rows, space.layers[0].cols
-    if not space.layers[0].conv:
-        kind = "coordinates" if space.family == "siren" else "numbers"
-        return f"{channels} {kind}", outputs
-    free = space.forward.image is None and space.forward.junction != "flatten"
-    try:
-        height, width = image_shape(other if free and other.layers[0].conv else space)[1:]
-    except InputError:
-        return "images of unknown size", outputs
-    return f"images of {channels} x {height} x {width}", outputs
 
 
 def _head(widths: list[int], dropout: float) -> nn.Sequential:

@@ -16,7 +16,7 @@ signs too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,17 +26,28 @@ from qemcli import groups
 from qemcli.errors import UsageError
 from qemcli.functions import image_shape, respond
 from qemcli.groups import allowed
-from qemcli.layers.metanetwork import Metanetwork
+from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
-from qemcli.layers.probing import FreeProbes, SmoothImages, batch_of, require_runnable, settled
+from qemcli.layers.probing import (
+    FreeProbes,
+    SmoothImages,
+    batch_of,
+    most_sure,
+    require_alike,
+    require_runnable,
+    settled,
+)
 from qemcli.layers.statistics import (
+    POOLED,
     Standardise,
     compressed,
     neuron_statistics,
+    pooled_statistics,
     tensor_statistics,
 )
-from qemcli.spaces import Chain, WeightSpace, chain_of
+from qemcli.spaces import Layered, WeightSpace, layered_of
 
+NAME = "probestat"
 CHUNK = 128  # networks of the training set that answer at a time
 LIMIT = 5.0  # of a standardised statistic: one diverged network is not to lead the others
 
@@ -75,12 +86,14 @@ class Reading(nn.Module):
         return self.linear(self.scale(x).clamp(-self.limit, self.limit))
 
 
-class Model(Metanetwork):
-    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+class Head(nn.Module):
+    """The probes, and one answer from what networks say to them and what is told of their weights.
 
-    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+    `space`: one of the networks that are asked; `numbers`: of those that are told.
+    """
+
+    def __init__(self, space: Layered, numbers: int, config: Config) -> None:
         super().__init__()
-        self.space, self.config = chain_of(space, "probestat"), config
         if not (config.probes or config.statistics):
             raise UsageError("probestat without probes and statistics reads nothing")
         head, dropout = config.head, config.dropout
@@ -88,13 +101,12 @@ class Model(Metanetwork):
         self.answers: Reading | None = None
         self.statistics: Reading | None = None
         if config.probes:
-            require_runnable(self.space)
-            self.probes = _probes(self.space, config.probes)
-            numbers = config.probes * self.space.layers[-1].rows
-            self.answers = Reading(numbers, head, math.inf)
+            require_runnable(space)
+            self.probes = _probes(space, config.probes)
+            self.answers = Reading(config.probes * space.layers[-1].rows, head, math.inf)
         if config.statistics:
-            self.statistics = Reading(_told(self.space, _point(self.space)).shape[1], head, LIMIT)
-        self.head = nn.Sequential(
+            self.statistics = Reading(numbers, head, LIMIT)
+        self.mlp = nn.Sequential(
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(head, head),
@@ -103,51 +115,110 @@ class Model(Metanetwork):
             nn.Linear(head, config.outputs),
         )
 
-    def claims(self, space: WeightSpace) -> set[str]:
-        """Of answers every group of these networks; of statistics the orders of neurons."""
-        if not self.config.statistics:
-            return set(groups.applicable(space))
-        return {"permutation"} if allowed("permutation", space) is None else set()
-
-    def calibrate(self, w: Mapping[str, Tensor]) -> None:
-        """Set the constants from the training set: its statistics, and its answers to the probes
-        as they start."""
-        starts = range(0, batch_of(w), CHUNK)
-        parts = [{k: v[i : i + CHUNK] for k, v in w.items()} for i in starts]
+    def fit(self, parts: Iterable[tuple[Layered, Mapping[str, Tensor], Tensor]]) -> None:
+        """Set the constants from (space, networks, what is told of them): what they say to the
+        probes as they start, and what is told."""
+        said, told = [], []
         with torch.no_grad():
-            if self.answers is not None:
-                self.answers.scale.fit(torch.cat([self._said(part) for part in parts]))
-            if self.statistics is not None:
-                told = torch.cat([_told(self.space, part) for part in parts])
-                self.statistics.scale.fit(told)
+            for space, w, numbers in parts:
+                for i in range(0, batch_of(w), CHUNK) if self.answers is not None else ():
+                    said.append(self._said(space, {k: v[i : i + CHUNK] for k, v in w.items()}))
+                told.append(numbers)
+        if self.answers is not None:
+            self.answers.scale.fit(torch.cat(said))
+        if self.statistics is not None:
+            self.statistics.scale.fit(torch.cat(told))
 
-    def _said(self, w: Mapping[str, Tensor]) -> Tensor:
+    def _said(self, space: Layered, w: Mapping[str, Tensor]) -> Tensor:
         """(b, probes outputs): what the networks answer."""
         assert self.probes is not None
-        return settled(self.space, respond(self.space, w, self.probes())).flatten(1)
+        return settled(space, respond(space, w, self.probes())).flatten(1)
 
-    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        read = []
-        if self.answers is not None:
-            read.append(self.answers(self._said(w)))
-        if self.statistics is not None:
-            read.append(self.statistics(_told(self.space, w)))
-        return self.head(torch.stack(read).sum(0))
+    def forward(self, space: Layered, w: Mapping[str, Tensor], told: Tensor) -> Tensor:
+        read = [] if self.answers is None else [self.answers(self._said(space, w))]
+        read += [] if self.statistics is None else [self.statistics(told)]
+        return self.mlp(torch.stack(read).sum(0))
 
 
-def _told(space: Chain, w: Mapping[str, Tensor]) -> Tensor:
-    """(b, n): what is seen of the weights."""
-    with torch.no_grad():
-        parts = [tensor_statistics(space, w), neuron_statistics(space, w)]
-        return compressed(torch.cat(parts, dim=1))
-
-
-def _probes(space: Chain, count: int) -> nn.Module:
+def _probes(space: Layered, count: int) -> nn.Module:
     if space.layers[0].conv:
         return SmoothImages(count, image_shape(space))
     return FreeProbes(count, space.layers[0].cols)
 
 
-def _point(space: Chain) -> dict[str, Tensor]:
-    """One network, to count what is told of it."""
-    return {name: torch.zeros(1, *shape) for name, shape in space.shapes.items()}
+class Model(Metanetwork):
+    """dict of (b, *shape) -> raw outputs (b, outputs)."""
+
+    def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
+        super().__init__()
+        self.space, self.config = layered_of(space, NAME), config
+        point = {name: torch.zeros(1, *shape) for name, shape in space.shapes.items()}
+        self.head = Head(self.space, self._told(point).shape[1], config)
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """Of answers every group of these networks; of statistics the orders of neurons."""
+        return _claims(space, self.config)
+
+    def calibrate(self, w: Mapping[str, Tensor]) -> None:
+        """Set the constants from the training set."""
+        self.head.fit([(self.space, w, self._told(w))])
+
+    def _told(self, w: Mapping[str, Tensor]) -> Tensor:
+        """(b, n): what is seen of the weights, layer by layer."""
+        with torch.no_grad():
+            parts = [tensor_statistics(self.space, w), neuron_statistics(self.space, w)]
+            return compressed(torch.cat(parts, dim=1))
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        return self.head(self.space, w, self._told(w))
+
+
+class Mixture(Mixed):
+    """The same probes for networks of many architectures, which must read inputs of one shape and
+    give as many answers; their statistics are pooled over layers."""
+
+    def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.asked = most_sure([layered_of(space, NAME) for space in spaces])
+        self.head = Head(self.asked, POOLED, config)
+        for space in spaces:
+            self.on(space)
+
+    def bind(self, space: WeightSpace) -> Metanetwork:
+        """Networks that can be run on the probes."""
+        layered = layered_of(space, NAME)
+        if self.config.probes:
+            require_alike(layered, self.asked)
+        return Asked(self, layered)
+
+    def calibrate(self, parts: Sequence[tuple[WeightSpace, Mapping[str, Tensor]]]) -> None:
+        """Set the constants from all networks."""
+        self.head.fit((layered_of(space, NAME), w, _pooled(space, w)) for space, w in parts)
+
+
+class Asked(Metanetwork):
+    """dict of (b, *shape) -> raw outputs (b, outputs), of one of the architectures."""
+
+    def __init__(self, shared: Mixture, space: Layered) -> None:
+        super().__init__()
+        self.shared, self.space = shared, space
+
+    def claims(self, space: WeightSpace) -> set[str]:
+        """As of networks of one architecture."""
+        return _claims(space, self.shared.config)
+
+    def forward(self, w: Mapping[str, Tensor]) -> Tensor:
+        return self.shared.head(self.space, w, _pooled(self.space, w))
+
+
+def _pooled(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
+    """(b, POOLED): what is seen of the weights, whatever the depth."""
+    with torch.no_grad():
+        return compressed(pooled_statistics(space, w))
+
+
+def _claims(space: WeightSpace, config: Config) -> set[str]:
+    if not config.statistics:
+        return set(groups.applicable(space))
+    return {"permutation"} if allowed("permutation", space) is None else set()

@@ -7,14 +7,15 @@ of an orbit apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qemcli.errors import InputError
+from qemcli.errors import InputError, UnsupportedError
+from qemcli.functions import image_shape
 from qemcli.spaces import Layered
 
 LATENT = 32  # numbers behind each probe of a generator
@@ -131,6 +132,41 @@ def require_runnable(space: Layered) -> None:
     """InputError where the networks cannot be run: their activation or their w0 is not known."""
     if space.activation is None:
         raise InputError("the networks' activation is not known", "pass --activation NAME")
+
+
+def most_sure(spaces: Sequence[Layered]) -> Layered:
+    """One of them whose image is read off: stated, or told by a dense layer that reads its
+    positions; the first where none is."""
+    sure = [s for s in spaces if s.forward.image or s.forward.junction == "flatten"]
+    return [*sure, *spaces][0]
+
+
+def require_alike(asked: Layered, own: Layered) -> None:
+    """UnsupportedError where networks cannot be asked what others are: they read other inputs, or
+    give other answers. InputError where they cannot be run."""
+    require_runnable(asked)
+    given, read = _inputs(asked, own), _inputs(own, own)
+    if given != read:
+        raise UnsupportedError(
+            f"networks that read {given[0]} and give {given[1]} answers cannot be asked what "
+            f"others are that read {read[0]} and give {read[1]}",
+            "pick those of one kind with --where",
+        )
+
+
+def _inputs(space: Layered, other: Layered) -> tuple[str, int]:
+    """What it reads, in words, and how many answers it gives. One that reads images of any size
+    reads those of the other."""
+    outputs, channels = space.layers[-1].rows, space.layers[0].cols
+    if not space.layers[0].conv:
+        kind = "coordinates" if space.family == "siren" else "numbers"
+        return f"{channels} {kind}", outputs
+    free = space.forward.image is None and space.forward.junction != "flatten"
+    try:
+        height, width = image_shape(other if free and other.layers[0].conv else space)[1:]
+    except InputError:
+        return "images of unknown size", outputs
+    return f"images of {channels} x {height} x {width}", outputs
 
 
 def settled(space: Layered, answers: Tensor) -> Tensor:

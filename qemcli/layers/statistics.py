@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.layers.features import Features
-from qemcli.spaces import ACTIVATIONS, Chain, WeightSpace
+from qemcli.spaces import ACTIVATIONS, Chain, Layered, WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CODED = tuple(sorted(ACTIVATIONS))  # the activations that have a feature of their own
@@ -81,7 +81,7 @@ def pooled_statistics(space: WeightSpace, w: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([*parts, first.new_tensor(told).expand(len(first), -1)], dim=-1)
 
 
-def neuron_statistics(space: Chain, w: Mapping[str, Tensor]) -> Tensor:
+def neuron_statistics(space: Layered, w: Mapping[str, Tensor]) -> Tensor:
     """dict of (b, *shape) -> (b, n): what every layer's neurons are like, whatever their order.
 
     For W (rows, cols, taps) and b of a layer, in this order: norms of what enters each row and of

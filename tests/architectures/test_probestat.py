@@ -15,7 +15,7 @@ from qemcli.architectures import probestat
 from qemcli.balance import balance
 from qemcli.errors import InputError, UnsupportedError, UsageError
 from qemcli.layers.statistics import neuron_statistics
-from qemcli.spaces import Forward, mlp, opaque
+from qemcli.spaces import Forward, cnn, mlp, opaque
 from qemcli.testing import CONTROLS
 
 SPACES = {
@@ -24,6 +24,7 @@ SPACES = {
     "cnn": OTHERS["pool"],
     "cnn-flat": replace(OTHERS["flatten"], forward=Forward(junction="flatten", image=(1, 3, 5))),
 }
+IMAGE = Forward(padding=1, junction="pool", image=(1, 6, 6), known=True)
 PARTS = {
     "both": probestat.Config(probes=5, head=8),
     "probes": probestat.Config(probes=5, statistics=False, head=8),
@@ -111,13 +112,16 @@ def test_one_diverged_network_does_not_lead_the_others(rng):
 def test_probes_are_learned_ten_times_as_fast(rng):
     model = build("both", SPACES["cnn"]).float()
     w = {k: v.float() for k, v in draw_weights(SPACES["cnn"], 6, rng).items()}
-    before, head = model.probes.coarse.detach().clone(), model.head[2].weight.detach().clone()
+    before, head = (
+        model.head.probes.coarse.detach().clone(),
+        model.head.mlp[2].weight.detach().clone(),
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     model(w).sum().backward()
     optimizer.step()
-    probes = (model.probes.coarse - before).abs().max() * 10
-    assert 5 < probes / (model.head[2].weight - head).abs().max() < 20
-    assert model.probes().abs().max() <= 2
+    probes = (model.head.probes.coarse - before).abs().max() * 10
+    assert 5 < probes / (model.head.mlp[2].weight - head).abs().max() < 20
+    assert model.head.probes().abs().max() <= 2
 
 
 def test_what_cannot_be_read_is_said():
@@ -128,3 +132,22 @@ def test_what_cannot_be_read_is_said():
         probestat.Model(SPACES["mlp"], probestat.Config(probes=0, statistics=False))
     with pytest.raises(UnsupportedError):
         probestat.Model(opaque({"a": (2, 3)}, "a test"), probestat.Config())
+
+
+def test_one_set_of_probes_asks_networks_of_many_architectures(rng):
+    spaces = [
+        cnn([1, 5, 4], 3, forward=IMAGE),
+        cnn([1, 4, 6], 3, kernel=5, forward=replace(IMAGE, padding=2)),
+    ]
+    torch.manual_seed(0)
+    mixture = randomise(probestat.Mixture(spaces, probestat.Config(probes=5, head=8)).double())
+    points = [(space, draw_weights(space, 6, rng)) for space in spaces]
+    mixture.eval().calibrate(points)
+    for space, w in points:
+        model = mixture.on(space)
+        g = groups.sample("permutation", space, 6, rng)
+        assert moved(model, w, groups.act(g, space, w)) < 1e-10
+        for control in CONTROLS.values():
+            assert moved(model, w, control(space, w, rng)) > 1e-4
+    with pytest.raises(UnsupportedError, match="images of 2"):
+        mixture.on(cnn([2, 5, 4], 3, forward=replace(IMAGE, image=(2, 6, 6))))
