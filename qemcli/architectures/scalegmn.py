@@ -198,7 +198,7 @@ class Model(_Carrying):
         ]
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        return self.readout(self.backbone(w)[-1].nodes)
+        return self.readout(self.backbone(w, self.readout.read)[-1].nodes)
 
 
 class Editor(_Carrying):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from qemcli.layers.features import Features
 from qemcli.spaces import Chain
@@ -47,11 +51,29 @@ def direction(v: Tensor) -> Tensor:
 
     The norm is taken after a division by max|v|, so it neither overflows nor underflows.
     """
-    # The factor cancels, so no gradient has to flow through it.
-    largest = v.detach().abs().amax(-1, keepdim=True)
-    dead = largest == 0
-    u = v / torch.where(dead, 1.0, largest)
-    return u * torch.where(dead, 1.0, u.square().sum(-1, keepdim=True)).rsqrt()
+    return _Direction.apply(v)
+
+
+class _Direction(torch.autograd.Function):
+    """By hand: the gradient is that of v across its own direction, over ||v||."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        largest = torch.linalg.vector_norm(v, math.inf, dim=-1, keepdim=True)
+        largest.masked_fill_(largest == 0, 1.0)
+        u = v / largest
+        length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+        length.masked_fill_(length == 0, 1.0)
+        u.div_(length)
+        ctx.save_for_backward(u, largest.mul_(length))
+        return u
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        u, length = ctx.saved_tensors
+        along = torch.linalg.vecdot(u, gradient).unsqueeze(-1)
+        return torch.addcmul(gradient, u, along, value=-1).div_(length)
 
 
 def floored_direction(v: Tensor) -> Tensor:

@@ -11,8 +11,11 @@ from above. Source: arXiv:2406.10685, section 5 and appendix A.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Set
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,10 +46,25 @@ class Perceptron(nn.Module):
         z = F.linear(parts[0], weights[0], self.inner.bias)
         for x, weight in zip(parts[1:], weights[1:], strict=True):
             z = z + F.linear(x, weight)
+        return self.activated(z)
+
+    def activated(self, z: Tensor) -> Tensor:
+        """What the outer Linear reads, from what the inner one gives."""
         return self.dropout(F.silu(self.norm(z)))
 
 
-class Absolute(nn.Module):
+class Invariant(nn.Module, ABC):
+    """inv(x), of as many channels as x."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    def mapped(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """inv(x) through an affine map, which is joined to what inv ends with where it can be."""
+        return F.linear(self(x), weight, bias)
+
+
+class Absolute(Invariant):
     """|x|: for signs."""
 
     def __init__(self, channels: int, style: Style) -> None:
@@ -56,7 +74,7 @@ class Absolute(nn.Module):
         return x.abs()
 
 
-class Symmetrised(nn.Module):
+class Symmetrised(Invariant):
     """rho(x) + rho(-x), rho a perceptron: for signs."""
 
     def __init__(self, channels: int, style: Style) -> None:
@@ -64,13 +82,22 @@ class Symmetrised(nn.Module):
         self.rho = style.perceptron(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner, outer = self.rho.inner, self.rho.outer
+        outer = self.rho.outer
+        return F.linear(self._both(x), outer.weight, 2 * outer.bias)
+
+    def mapped(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        outer = self.rho.outer
+        joined = torch.addmv(bias, weight, 2 * outer.bias)
+        return F.linear(self._both(x), weight @ outer.weight, joined)
+
+    def _both(self, x: Tensor) -> Tensor:
+        inner = self.rho.inner
         z = F.linear(x, inner.weight)
         both = [F.silu(self.rho.norm(y)) for y in (inner.bias + z, inner.bias - z)]
-        return F.linear(self.rho.dropout(both[0] + both[1]), outer.weight, 2 * outer.bias)
+        return self.rho.dropout(both[0] + both[1])
 
 
-class Direction(nn.Module):
+class Direction(Invariant):
     """x / |x|, 0 where x is 0: for positive scales."""
 
     def __init__(self, channels: int, style: Style) -> None:
@@ -128,7 +155,12 @@ class ScaleInv(nn.Module):
         self.phi = style.perceptron(reads + codes, writes)
 
     def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
-        return self.phi(self.invariant(x), *codes)
+        inner = self.phi.inner
+        weights = inner.weight.split([y.shape[-1] for y in (x, *codes)], dim=1)
+        z = self.invariant.mapped(x, weights[0], inner.bias)
+        for code, weight in zip(codes, weights[1:], strict=True):
+            z = z + F.linear(code, weight)
+        return self.phi.outer(self.phi.activated(z))
 
 
 class ScaleEq(nn.Module):
@@ -170,11 +202,13 @@ class ScaleEdge(nn.Module):
         self.invariant = style.invariant(channels, style)
         self.phi = style.perceptron(2 * channels, writes)
 
-    def forward(self, edges: list[Tensor], layers: list[Tensor]) -> list[Tensor]:
-        """Edges of layers 1..L and nodes of layers 0..L."""
-        seen = [self.invariant(x) for x in layers]
+    def forward(self, edges: list[Tensor], layers: list[Tensor], wanted: Set[int]) -> list[Tensor]:
+        """Edges of layers 1..L and nodes of layers 0..L; those not wanted stay as they are."""
+        seen = {l: self.invariant(layers[l]) for l in wanted | {l + 1 for l in wanted}}
         return [
             self.linear(e) * self.phi(seen[l][:, None], seen[l + 1][:, :, None])
+            if l in wanted
+            else e
             for l, e in enumerate(edges)
         ]
 
@@ -213,8 +247,9 @@ class PlainEdge(nn.Module):
         super().__init__()
         self.phi = style.perceptron(3 * channels, writes)
 
-    def forward(self, edges: list[Tensor], layers: list[Tensor]) -> list[Tensor]:
-        """Edges of layers 1..L and nodes of layers 0..L."""
+    def forward(self, edges: list[Tensor], layers: list[Tensor], wanted: Set[int]) -> list[Tensor]:
+        """Edges of layers 1..L and nodes of layers 0..L; those not wanted stay as they are."""
         return [
-            self.phi(e, layers[l][:, None], layers[l + 1][:, :, None]) for l, e in enumerate(edges)
+            self.phi(e, layers[l][:, None], layers[l + 1][:, :, None]) if l in wanted else e
+            for l, e in enumerate(edges)
         ]

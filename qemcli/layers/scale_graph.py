@@ -9,7 +9,7 @@ signs, for positive scales a second set of edges. Source: arXiv:2406.10685.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -166,15 +166,20 @@ class Direction(nn.Module):
         self.message = symmetry.message(channels, style, codes)
 
     def forward(
-        self, nodes: list[Tensor], edges: list[Tensor], codes: list[Tensor] | None
+        self,
+        nodes: list[Tensor],
+        edges: list[Tensor],
+        codes: list[Tensor] | None,
+        targets: Set[int],
     ) -> list[Tensor]:
-        """Zeros on the layer that nothing comes to."""
+        """Zeros on the layer that nothing comes to, and on those that are no targets."""
         last, below = len(nodes) - 1, self.source == 2
         found = [torch.zeros_like(x) for x in nodes]
         for l, e in enumerate(edges, start=1):
             to, start = (l, l - 1) if below else (l - 1, l)
             own = [] if codes is None else [codes[start]]
-            found[to] = self.message(place(to, last), self.source, e, nodes[start], *own)
+            if to in targets:
+                found[to] = self.message(place(to, last), self.source, e, nodes[start], *own)
         return found
 
 
@@ -203,22 +208,28 @@ class ScaleLayer(nn.Module):
         again = bool(edges) and both and symmetry.two
         self.edge_above = symmetry.edge(channels, edges, style) if again else None
 
-    def forward(self, graph: Graph, codes: list[Tensor] | None) -> Graph:
+    def forward(
+        self, graph: Graph, codes: list[Tensor] | None, targets: Set[int], wanted: Set[int]
+    ) -> Graph:
+        """Nodes of the layers `targets` and the `wanted` edges (0: those between layers 0 and 1)
+        anew; the others as they were."""
         nodes, last = graph.nodes, len(graph.nodes) - 1
         seen = [
-            direction(nodes, edges, codes)
+            direction(nodes, edges, codes, targets)
             for direction, edges in zip(self.directions, (graph.edges, graph.above), strict=False)
         ]
         updated = [
             self.update(
                 place(l, last), torch.cat(parts, -1), *([] if codes is None else [codes[l]])
             )
+            if l in targets
+            else parts[0]
             for l, parts in enumerate(zip(nodes, *seen, strict=True))
         ]
         if self.edge is None:
             return Graph(updated, graph.edges, graph.above)
-        edges = self.edge(graph.edges, nodes)
-        above = edges if self.edge_above is None else self.edge_above(graph.above, nodes)
+        edges = self.edge(graph.edges, nodes, wanted)
+        above = edges if self.edge_above is None else self.edge_above(graph.above, nodes, wanted)
         return Graph(updated, edges, above)
 
 
@@ -245,17 +256,38 @@ class ScaleStack(nn.Module):
         self.inner_codes, self.dropout = inner_codes, nn.Dropout(dropout)
         self.dropped = len(layers) - bare
 
-    def forward(self, w: Mapping[str, Tensor]) -> list[Graph]:
+    def forward(self, w: Mapping[str, Tensor], read: Set[int] | None = None) -> list[Graph]:
+        """`read`: the node layers that are read after the last layer (None: all, and edges); what
+        they do not depend on is left as it was."""
         graph = self.entry(w)
         codes = self.entry.node_codes() if self.inner_codes else None
         steps = [graph]
-        for i, layer in enumerate(self.layers):
-            before, graph = graph.nodes, layer(graph, codes)
+        for i, (targets, wanted) in enumerate(self._reach(len(graph.nodes), read)):
+            before, graph = graph.nodes, self.layers[i](graph, codes, targets, wanted)
             if i < len(self.skips):
-                skip = self.skips[i]
-                pairs = zip(graph.nodes, before, strict=True)
-                graph.nodes = [x + skip(old) for x, old in pairs]
+                graph.nodes = [
+                    x + self.skips[i](old) if l in targets else x
+                    for l, (x, old) in enumerate(zip(graph.nodes, before, strict=True))
+                ]
             if i < self.dropped:
-                graph.nodes = [self.dropout(x) for x in graph.nodes]
+                graph.nodes = [
+                    self.dropout(x) if l in targets else x for l, x in enumerate(graph.nodes)
+                ]
             steps.append(graph)
         return steps
+
+    def _reach(self, count: int, read: Set[int] | None) -> list[tuple[Set[int], Set[int]]]:
+        """The node layers that each layer updates, and the edges, of `count` node layers."""
+        whole = range(count)
+        if read is None:
+            return [(set(whole), set(whole[:-1]))] * len(self.layers)
+        found: list[tuple[Set[int], Set[int]]] = []
+        targets, wanted = set(read), set[int]()
+        ways = len(self.layers[0].directions)  # type: ignore[arg-type]
+        for _ in self.layers:
+            found.insert(0, (set(targets), wanted))
+            # What comes to the targets, on which edges: from below, and perhaps from above.
+            wanted = {l - 1 for l in targets} | (set(targets) if ways > 1 else set())
+            wanted &= set(whole[:-1])
+            targets |= wanted | {l + 1 for l in wanted}
+        return found

@@ -18,6 +18,7 @@ class OutputsReadout(nn.Module):
     def __init__(self, space: Chain, channels: int, outputs: int, style: Style) -> None:
         super().__init__()
         self.head = style.perceptron(space.widths[-1] * channels, outputs)
+        self.read = {len(space.layers)}  # the node layers that are read
 
     def forward(self, nodes: list[Tensor]) -> Tensor:
         return self.head(nodes[-1].flatten(1))
@@ -31,6 +32,7 @@ class EndsReadout(nn.Module):
         self.first = nn.Linear(space.widths[0] * channels, channels)
         self.last = nn.Linear(space.widths[-1] * channels, channels)
         self.head = style.perceptron(2 * channels, outputs)
+        self.read = {0, len(space.layers)}
 
     def forward(self, nodes: list[Tensor]) -> Tensor:
         return self.head(self.last(nodes[-1].flatten(1)), self.first(nodes[0].flatten(1)))
@@ -48,6 +50,7 @@ class GraphReadout(nn.Module):
         self.hidden = ScaleInv(channels, style.width, style)
         count = 1 + space.widths[0] + space.widths[-1]
         self.head = style.perceptron(count * style.width, outputs)
+        self.read = set(range(len(space.widths)))
 
     def forward(self, nodes: list[Tensor]) -> Tensor:
         first, *hidden, last = nodes
@@ -63,6 +66,7 @@ class PlainReadout(nn.Module):
         super().__init__()
         self.local = style.perceptron(channels, style.width)
         self.head = style.perceptron(style.width, outputs)
+        self.read = set(range(len(space.widths)))
 
     def forward(self, nodes: list[Tensor]) -> Tensor:
         return self.head(self.local(torch.cat(nodes, dim=1)).sum(1))

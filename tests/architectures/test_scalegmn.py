@@ -164,6 +164,24 @@ def test_scalegmn_equals_a_loop_over_edges(rng):
         assert (graph.edges[l - 1][0, i, j] - e).abs().max() < 1e-10 * e.abs().max()
 
 
+@pytest.mark.parametrize("direction", sg.DIRECTIONS)
+@pytest.mark.parametrize("space", [SIREN, RELU], ids=["sign", "scale"])
+def test_scalegmn_leaves_out_only_what_its_readout_does_not_need(space, direction, rng):
+    model = build(space, readout="ends", direction=direction, layers=3, inner_codes=True)
+    w = draw_weights(space, 3, rng)
+    parameters = list(model.parameters())
+    found, whole = model(w), model.readout(model.backbone(w)[-1].nodes)
+    assert change(found, whole) < 1e-12
+    pairs = [
+        torch.autograd.grad(y.sum(), parameters, allow_unused=True, materialize_grads=True)
+        for y in (found, whole)
+    ]
+    for a, b in zip(*pairs, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, b.abs().max())
+    steps = model.backbone(w, model.readout.read)
+    assert steps[-1].nodes[1] is steps[-2].nodes[1]
+
+
 def test_reciprocals_carry_the_inverse_factors_and_zeros_stay(rng):
     w = draw_weights(RELU, 3, rng)
     name = RELU.layers[1].weight
