@@ -200,8 +200,3 @@ def test_every_branch_of_an_editor_keeps_what_it_claims_and_no_more(name, rng):
                 gaps.append((moved[n][:, j] - x).abs().max() / x.abs().max())
         assert max(gaps) < 1e-10 if group in claims else max(gaps) > 1e-4
     assert (deltas["2.weight"][:, 0] - deltas["2.weight"][:, 1]).abs().max() > 1e-6
-
-
-def test_monomial_editor_has_no_quasi_layer():
-    with pytest.raises(UsageError, match="quasi"):
-        monomial_nfn.Editor(SPACE, monomial_nfn.Config(quasi="exact"))
