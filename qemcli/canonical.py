@@ -16,7 +16,7 @@ from torch import Tensor
 from qemcli.balance import balance
 from qemcli.groups import Element, act, compose, identity
 from qemcli.residual_balance import balance_residual
-from qemcli.spaces import Chain, Layered, Residual
+from qemcli.spaces import Chain, Layered, Residual, chain_of
 
 ROUNDINGS = 32  # a gap between keys of so many eps of the layer's largest is no gap
 
@@ -36,7 +36,7 @@ def canonicalise(
     if isinstance(space, Residual):
         balanced, moved = balance_residual(space, w)
     else:
-        balanced, moved = balance(space, w)
+        balanced, moved = balance(chain_of(space, "canonical forms"), w)
     order = identity(space, moved.batch, w[space.tensors[0].name].device)
     eps = torch.finfo(w[space.tensors[0].name].dtype).eps
     met = w[space.tensors[0].name].new_zeros(len(w[space.tensors[0].name]), dtype=torch.int64)

@@ -17,6 +17,7 @@ from qemcli.spaces import (
     Residual,
     Transformer,
     WeightSpace,
+    chain_of,
     layered_of,
 )
 
@@ -183,7 +184,8 @@ def _activate(space: Layered, z: Tensor) -> Tensor:
 def _run(space: Layered, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
     if isinstance(space, Residual):
         return _run_sums(space, w, x)
-    return (_run_convolutions if space.layers[0].conv else _run_dense)(space, w, x)
+    run = _run_convolutions if space.layers[0].conv else _run_dense
+    return run(chain_of(space, "running networks"), w, x)
 
 
 def _run_dense(space: Chain, w: Mapping[str, Tensor], x: Tensor) -> Tensor:

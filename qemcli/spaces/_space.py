@@ -35,9 +35,10 @@ class WeightSpace(ABC):
     tensors: tuple[NamedTensor, ...]
     KINDS: ClassVar[dict[str, type[WeightSpace]]] = {}
 
-    def __init_subclass__(cls, kind: str) -> None:
+    def __init_subclass__(cls, kind: str | None = None) -> None:
         super().__init_subclass__()
-        WeightSpace.KINDS[kind] = cls
+        if kind is not None:  # an abstract family of spaces has none
+            WeightSpace.KINDS[kind] = cls
 
     @property
     @abstractmethod

@@ -50,8 +50,44 @@ class Forward:
     known: bool = False
 
 
+class Layered(WeightSpace):
+    """Affine layers with an activation between them, whatever else joins them; its tensors stand
+    layer by layer, weight before bias.
+
+    Attributes:
+        layers: the maps, input first; the last gives the answers.
+        forward: how the network is run.
+    """
+
+    layers: tuple[Layer, ...]
+    forward: Forward
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.layers[0].cols, *(layer.rows for layer in self.layers))
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    def same_layers(self, other: Layered) -> bool:
+        """True where `other` has the same maps, whatever its tensors are called."""
+        mine = [(la.rows, la.cols, la.taps, la.conv) for la in self.layers]
+        return mine == [(la.rows, la.cols, la.taps, la.conv) for la in other.layers]
+
+    def matrices(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Every layer as W (b, rows, cols, taps) and bias (b, rows); an absent bias reads as
+        zeros."""
+        pairs = []
+        for la in self.layers:
+            weight = w[la.weight].reshape(-1, la.rows, la.cols, la.taps)
+            bias = w[la.bias] if la.bias else weight.new_zeros(len(weight), la.rows)
+            pairs.append((weight, bias))
+        return pairs
+
+
 @dataclass(frozen=True)
-class Chain(WeightSpace, kind="chain"):
+class Chain(Layered, kind="chain"):
     """A chain of affine maps; its tensors stand layer by layer, weight before bias.
 
     Attributes:
@@ -72,30 +108,9 @@ class Chain(WeightSpace, kind="chain"):
         """Hidden axes and their number of neurons, first layer first."""
         return {f"h{i}": layer.rows for i, layer in enumerate(self.layers[:-1], start=1)}
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.layers[0].cols, *(layer.rows for layer in self.layers))
-
-    @property
-    def depth(self) -> int:
-        return len(self.layers)
-
     def fits(self, other: WeightSpace) -> bool:
         """True where `other` has the same chain of layers, whatever its tensors are called."""
-        if not isinstance(other, Chain):
-            return False
-        mine = [(la.rows, la.cols, la.taps, la.conv) for la in self.layers]
-        return mine == [(la.rows, la.cols, la.taps, la.conv) for la in other.layers]
-
-    def matrices(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Every layer as W (b, rows, cols, taps) and bias (b, rows); an absent bias reads as
-        zeros."""
-        pairs = []
-        for la in self.layers:
-            weight = w[la.weight].reshape(-1, la.rows, la.cols, la.taps)
-            bias = w[la.bias] if la.bias else weight.new_zeros(len(weight), la.rows)
-            pairs.append((weight, bias))
-        return pairs
+        return isinstance(other, Chain) and self.same_layers(other)
 
     def from_matrices(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """The inverse of `matrices`; the bias of a layer that has none is dropped."""

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from qemcli.errors import InputError
 from qemcli.spaces._notation import Axis, NamedTensor, parse
 from qemcli.spaces._space import WeightSpace
-from qemcli.spaces.chain import Chain, Forward, Layer, chain_of
+from qemcli.spaces.chain import Chain, Forward, Layer, Layered, chain_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 NONE = -1  # nothing is added to this layer
 
 
 @dataclass(frozen=True)
-class Residual(WeightSpace, kind="residual"):
+class Residual(Layered, kind="residual"):
     """Convolutions, then dense layers, some of them with an earlier layer's output added.
 
     Run as the CNN Wild Park's networks are (Kofinas et al., arXiv:2403.12143; its published
@@ -66,14 +66,6 @@ class Residual(WeightSpace, kind="residual"):
         return {a: la.rows for a, la in zip(self.axes[:-1], self.layers[:-1], strict=True)}
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.layers[0].cols, *(layer.rows for layer in self.layers))
-
-    @property
-    def depth(self) -> int:
-        return len(self.layers)
-
-    @property
     def title(self) -> str:
         """Family, widths, activation and sums."""
         return f"{self.family} {self.widths} {self.activation} with sums ({self.sums})"
@@ -86,20 +78,9 @@ class Residual(WeightSpace, kind="residual"):
 
     def fits(self, other: WeightSpace) -> bool:
         """True where `other` has the same layers and sums, whatever its tensors are called."""
-        if not isinstance(other, Residual) or self.added != other.added:
+        if not isinstance(other, Residual):
             return False
-        mine = [(la.rows, la.cols, la.taps, la.conv) for la in self.layers]
-        return mine == [(la.rows, la.cols, la.taps, la.conv) for la in other.layers]
-
-    def matrices(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Every layer as W (b, rows, cols, taps) and bias (b, rows); an absent bias reads as
-        zeros."""
-        pairs = []
-        for la in self.layers:
-            weight = w[la.weight].reshape(-1, la.rows, la.cols, la.taps)
-            bias = w[la.bias] if la.bias else weight.new_zeros(len(weight), la.rows)
-            pairs.append((weight, bias))
-        return pairs
+        return self.added == other.added and self.same_layers(other)
 
     def running(self, activation: str | None = None, **forward: object) -> Residual:
         """The same tensors with another activation or another way of running them."""
@@ -141,13 +122,10 @@ class Residual(WeightSpace, kind="residual"):
         return cls(record["family"], tensors, layers, added, record["activation"], run)
 
 
-Layered = Chain | Residual  # networks of affine layers, with sums or without
-
-
 def layered_of(space: WeightSpace, what: str) -> Layered:
     """The space itself where it is made of affine layers; UnsupportedError where it is not: `what`
     is for no other."""
-    return space if isinstance(space, Residual) else chain_of(space, what)
+    return space if isinstance(space, Layered) else chain_of(space, what)
 
 
 def residual(chain: Chain, added: Sequence[int]) -> Residual:
