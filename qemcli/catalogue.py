@@ -7,6 +7,7 @@ from typing import Any
 
 from qemcli import registry
 from qemcli.predictors import FILE, installed, read_header
+from qemcli.spaces import WeightSpace
 
 
 def predictors() -> list[dict[str, Any]]:
@@ -27,7 +28,7 @@ def predictors() -> list[dict[str, Any]]:
             {
                 "name": folder.name,
                 "task": record["task"],
-                "reads": f"{space.family} {'-'.join(map(str, space.widths))} {space.activation}",
+                "reads": _reads(space, len(record.get("others", ()))),
                 "architecture": record["architecture"],
                 "quasi": record["quasi"],
                 "tau": test.get("tau"),
@@ -41,6 +42,12 @@ def predictors() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _reads(space: WeightSpace, others: int) -> str:
+    """The weight space of most of its networks, and how many others it was trained on."""
+    first = f"{space.family} {'-'.join(map(str, space.widths))} {space.activation}"
+    return f"{first} and {others} other architecture{'s' * (others > 1)}" if others else first
 
 
 def _count(shape: list[int]) -> int:

@@ -15,6 +15,7 @@ from qemcli.predictors import Design
 from qemcli.shipped import shipped
 from qemcli.training import Schedule
 
+MARKS = {"comparison": "design", "training": "architecture"}  # what every recipe of a kind says
 DEFAULT = "cnn-small"  # the zoo whose train.toml is what `qem train` does with nothing else
 
 
@@ -71,11 +72,22 @@ def find(name: str, kind: str, file: str) -> Path:
     for path in (Path(name), *(place / name / file for place in places), *beside):
         if path.is_file():
             return path
-    known = sorted({found.parent.name for place in places for found in place.glob(f"*/{file}")})
+    names = {found.parent.name for place in places for found in place.glob(f"*/{file}")}
+    if "/" in name:
+        names |= _beside(places, kind)
+    known = sorted(names)
     raise UsageError(
         f"no {kind} recipe '{name}': neither a file nor a shipped name with a {file}",
         registry.suggest(name, known) if known else None,
     )
+
+
+def _beside(places: list[Path], kind: str) -> set[str]:
+    """The names NAME/OTHER of the shipped recipes of one kind."""
+    if kind not in MARKS:
+        return set()
+    found = (path for place in places for path in place.glob("*/*.toml"))
+    return {f"{p.parent.name}/{p.stem}" for p in found if MARKS[kind] in read_toml(p)}
 
 
 def load(path: Path) -> Recipe:

@@ -252,6 +252,14 @@ def test_every_comparison_that_ships_is_listed(run: Callable) -> None:
         assert row["runs"] == sum(1 for _ in comparison.trials(plan))
 
 
+def test_near_miss_of_a_recipe_beside_a_zoo_is_suggested(run: Callable) -> None:
+    found = run("compare", "cnn-fashion/feild")
+    assert found.code == 2
+    assert "Did you mean 'cnn-fashion/field'?" in found.err
+    train = run("train", "siren-mnist/rendered-cnn")
+    assert "Did you mean 'siren-mnist/rendered_cnn'?" in train.err
+
+
 def _path(name: str) -> Path:
     from qemcli import recipes
 

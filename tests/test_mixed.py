@@ -165,6 +165,17 @@ def test_saved_and_loaded_is_the_same(tmp_path, architecture) -> None:
     assert torch.equal(loaded.predict_all(sample.networks), made.predict_all(sample.networks))
 
 
+def test_models_says_how_many_architectures_are_read(run, tmp_path, monkeypatch) -> None:
+    first, *others = mixed_spaces()
+    for name, more in (("many", tuple(others)), ("one", ())):
+        design = Design("gmn", config=SMALL["gmn"])
+        model = design.build_mixed((first, *more))
+        Predictor(name, first, design, "generalization", model, others=more).save(tmp_path / name)
+    monkeypatch.setattr("qemcli.catalogue.installed", lambda: sorted(tmp_path.iterdir()))
+    told = {row["name"]: row["reads"] for row in run("models", "--json").json["rows"]}
+    assert told["many"] == f"{told['one']} and {len(others)} other architectures"
+
+
 def test_one_architecture_is_built_and_saved_as_ever(tmp_path) -> None:
     space = cnn([1, 3, 4], 3)
     for architecture, config in SMALL.items():

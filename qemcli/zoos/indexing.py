@@ -27,7 +27,7 @@ from qemcli.zoos.layouts.indexed import INDEX, KEY, VERSION, origin
 from qemcli.zoos.merging import Merge, interleaved, read_part, read_rows
 from qemcli.zoos.resolve import locate
 from qemcli.zoos.scan import Entry, listing
-from qemcli.zoos.updating import Kept, unchanged
+from qemcli.zoos.updating import Kept, Told, table_of, unchanged
 from qemcli.zoos.zoo import Zoo, layout_of
 
 if TYPE_CHECKING:
@@ -106,9 +106,10 @@ def planned(
         raise UsageError(f"--out {folder}: not a folder")
     if labels is not None and not Path(labels).is_file():
         raise UsageError(f"--labels {labels}: no such file")
-    plan = _plan(path, folder, update, activation, heads)
-    if labels is not None:
-        plan.labels = Path(labels)
+    table = Path(labels) if labels is not None else table_of(folder / INDEX) if update else None
+    plan = _plan(path, folder, update, activation, heads, table)
+    if table is not None:
+        plan.labels = table
         plan.names = plan.names or tuple(Zoo.open(path).index["checkpoint"])
     if strict:
         _stop(plan.failures)
@@ -136,7 +137,12 @@ def _alone(folder: Path) -> Iterator[Path]:
 
 
 def _plan(
-    path: Path, folder: Path, update: bool, activation: str | None, heads: int | None
+    path: Path,
+    folder: Path,
+    update: bool,
+    activation: str | None,
+    heads: int | None,
+    labels: Path | None,
 ) -> Plan:
     if layout_of(path) != "folder" and not _of_files(path):
         return _plan_rows(path, folder)
@@ -151,9 +157,10 @@ def _plan(
         "layout": "folder", "path": os.path.relpath(root, folder), "activation": activation
     }  # fmt: skip
     source |= {"heads": heads} if heads is not None else {}
-    kept, left = (
-        unchanged(folder / INDEX, found.entries, source) if update else (None, found.entries)
-    )
+    kept, left = None, found.entries
+    if update:
+        table = labels or tables.beside(root)
+        kept, left = unchanged(folder / INDEX, found.entries, source, table)
     chunks: list[Chunk] = [FileChunk(str(root), tuple(c), activation, heads) for c in _cut(left)]
     names = tuple(entry.file for entry in found.entries)
     return Plan(
@@ -243,15 +250,19 @@ def _merged(plan: Plan, parts: list[Path], strict: bool) -> dict[str, Any]:
     if strict:
         _stop(failures)
     rows: Iterable[pyarrow.Table] = map(read_rows, parts)
+    told = None
     if plan.kept:
-        spaces = {**plan.kept.spaces, **spaces}
+        spaces, told = {**plan.kept.spaces, **spaces}, plan.kept.told
         schemas.append(plan.kept.schema)
         rows = interleaved(plan.kept.tables(), rows)
     if plan.total == len(failures) - len(plan.failures):
         raise nothing(plan.root, failures, plan.ignored)
     labels = labels_of(plan, failures)
     merge = Merge()
-    stated = {"version": VERSION, "spaces": spaces, "source": plan.source}
+    stated: dict[str, Any] = {"version": VERSION, "spaces": spaces, "source": plan.source}
+    if labels is not None:
+        told = Told.of(labels, plan.folder, schemas, told)
+    stated |= {"labels": told.record()} if told else {}
     merge.write(target, rows, schemas, labels, {KEY: json.dumps(stated)})
     return {
         "index": str(target),

@@ -38,6 +38,7 @@ class Labels:
 
     table: pandas.DataFrame
     report: dict[str, Any]
+    file: Path
 
     def fill(self, index: pandas.DataFrame) -> pandas.DataFrame:
         """The index with the table's columns; a value that the checkpoint itself states gives
@@ -58,7 +59,7 @@ def read(root: Path, names: list[str], file: Path | None = None) -> Labels | Non
     parameters get the prefix `config.`. Raises UsageError for a table without either, with a path
     twice, or with a path that fits two checkpoints.
     """
-    file = file or next((root / name for name in NAMES if (root / name).is_file()), None)
+    file = file or beside(root)
     if file is None:
         return None
     table = flat(_table(file))
@@ -83,7 +84,12 @@ def read(root: Path, names: list[str], file: Path | None = None) -> Labels | Non
     report["labels"] = [name for name in table.columns if name in SCORES]
     report["columns"] = [str(name) for name in kept[:LISTED]]
     table.index = joined
-    return Labels(table, report)
+    return Labels(table, report, file)
+
+
+def beside(root: Path) -> Path | None:
+    """The table of labels that lies in a folder of checkpoints, where one does."""
+    return next((root / name for name in NAMES if (root / name).is_file()), None)
 
 
 def _few(what: str, names: list[str]) -> dict[str, list[str]]:

@@ -145,3 +145,45 @@ def test_names_of_columns():
     assert flat(pandas.DataFrame({"config": ["{'a': __import__('os')}"]})).columns.tolist() == [
         "config"
     ]
+
+
+def test_labels_go_with_the_table_that_they_came_from(sweep, tmp_path, run):
+    table = pandas.DataFrame({"path": NAMES, "test_accuracy": [0.1, 0.2, 0.3]})
+    own = sweep / "labels.csv"
+    table.to_csv(own, index=False)
+    assert run("index", sweep, "--out", "out", "--json").json["labelled"] == 3
+    again = run("index", sweep, "--out", "out", "--update", "--json").json
+    assert (again["labelled"], joined("out", "test_accuracy")[NAMES[2]]) == (3, 0.3)
+    table[:2].to_csv(own, index=False)  # a row less
+    run("index", sweep, "--out", "out", "--update")
+    assert joined("out", "test_accuracy")[NAMES[0]] == 0.1
+    assert pandas.isna(joined("out", "test_accuracy")[NAMES[2]])
+    own.unlink()
+    gone = run("index", sweep, "--out", "out", "--update", "--json").json
+    assert (gone["labelled"], gone["checkpoints"]) == (0, 3)
+    assert "test_accuracy" not in Zoo.open("out").index
+    run("index", sweep, "--out", "fresh")
+    pandas.testing.assert_frame_equal(Zoo.open("out").index, Zoo.open("fresh").index)
+
+
+def test_update_takes_the_table_that_was_given_before(sweep, tmp_path, run):
+    table = pandas.DataFrame({"path": NAMES, "test_accuracy": [0.1, 0.2, 0.3]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    run("index", sweep, "--labels", "t.csv", "--out", "out")
+    (sweep / NAMES[1]).unlink()
+    torch.save(network(8).state_dict(), sweep / NAMES[1])  # read again, and labelled again
+    run("index", sweep, "--out", "out", "--update")
+    assert joined("out", "test_accuracy")[NAMES[1]] == 0.2
+    (tmp_path / "t.csv").unlink()
+    run("index", sweep, "--out", "out", "--update")
+    assert "test_accuracy" not in Zoo.open("out").index
+
+
+def test_what_a_table_said_instead_of_the_files_goes_with_it(sweep, tmp_path, run):
+    table = pandas.DataFrame({"path": NAMES, "activation": "tanh"})
+    table.to_csv(sweep / "labels.csv", index=False)
+    run("index", sweep, "--out", "out", "--activation", "relu")
+    assert set(joined("out", "activation").values()) == {"tanh"}
+    (sweep / "labels.csv").unlink()
+    run("index", sweep, "--out", "out", "--activation", "relu", "--update")
+    assert set(joined("out", "activation").values()) == {"relu"}
