@@ -191,11 +191,7 @@ class Model(_Carrying):
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""
-        steps = enumerate(self.backbone(w))
-        return [
-            (f"layer{i}", list(zip(graph.edges, graph.nodes[1:], strict=True)))
-            for i, graph in steps
-        ]
+        return [(f"layer{i}", graph.features()) for i, graph in enumerate(self.backbone(w))]
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
         return self.readout(self.backbone(w, self.readout.read)[-1].nodes)
@@ -216,13 +212,11 @@ class Editor(_Carrying):
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""
-        *inner, last = self.backbone(w)
-        steps = [(graph.edges, graph.nodes) for graph in inner]
-        steps.append((self.windows.branches(last.edges, self.config.expand), last.nodes))
-        return [
-            (f"layer{i}", list(zip(edges, nodes[1:], strict=True)))
-            for i, (edges, nodes) in enumerate(steps)
-        ]
+        steps = [graph.features() for graph in self.backbone(w)]
+        edges, nodes = zip(*steps[-1], strict=True)
+        branches = self.windows.branches(edges, self.config.expand)
+        steps[-1] = list(zip(branches, nodes, strict=True))
+        return [(f"layer{i}", features) for i, features in enumerate(steps)]
 
     def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.out(self.equivariant(w)[-1][1])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qemcli.layers.images import Rows, channels, mapped, product, whole
 from qemcli.layers.pooling import direction
 
 FIRST, HIDDEN, LAST = 0, 1, 2  # where a neuron is: among the inputs, hidden, among the outputs
@@ -35,17 +36,23 @@ class Perceptron(nn.Module):
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, *parts: Tensor) -> Tensor:
+    def forward(self, *parts: Rows) -> Tensor:
         """The parts together are what is read; each may be broadcast along the others."""
         return self.outer(self.between(*parts))
 
-    def between(self, *parts: Tensor) -> Tensor:
+    def summed(self, axis: int, *parts: Rows) -> Tensor:
+        """The sum of the answers over an axis that the first part has: the outer Linear commutes
+        with it but for its bias."""
+        inner = self.between(*parts)
+        return F.linear(inner.sum(axis), self.outer.weight, inner.shape[axis] * self.outer.bias)
+
+    def between(self, *parts: Rows) -> Tensor:
         """What the outer Linear reads. Parts meet behind the inner Linear, so that those of nodes
         are multiplied once a node."""
-        weights = self.inner.weight.split([x.shape[-1] for x in parts], dim=1)
-        z = F.linear(parts[0], weights[0], self.inner.bias)
+        weights = self.inner.weight.split([channels(x) for x in parts], dim=1)
+        z = mapped(parts[0], weights[0], self.inner.bias)
         for x, weight in zip(parts[1:], weights[1:], strict=True):
-            z = z + F.linear(x, weight)
+            z = z + mapped(x, weight)
         return self.activated(z)
 
     def activated(self, z: Tensor) -> Tensor:
@@ -59,9 +66,9 @@ class Invariant(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
-    def mapped(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def mapped(self, x: Rows, weight: Tensor, bias: Tensor) -> Tensor:
         """inv(x) through an affine map, which is joined to what inv ends with where it can be."""
-        return F.linear(self(x), weight, bias)
+        return F.linear(self(whole(x)), weight, bias)
 
 
 class Absolute(Invariant):
@@ -85,14 +92,14 @@ class Symmetrised(Invariant):
         outer = self.rho.outer
         return F.linear(self._both(x), outer.weight, 2 * outer.bias)
 
-    def mapped(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def mapped(self, x: Rows, weight: Tensor, bias: Tensor) -> Tensor:
         outer = self.rho.outer
         joined = torch.addmv(bias, weight, 2 * outer.bias)
         return F.linear(self._both(x), weight @ outer.weight, joined)
 
-    def _both(self, x: Tensor) -> Tensor:
+    def _both(self, x: Rows) -> Tensor:
         inner = self.rho.inner
-        z = F.linear(x, inner.weight)
+        z = mapped(x, inner.weight)
         both = [F.silu(self.rho.norm(y)) for y in (inner.bias + z, inner.bias - z)]
         return self.rho.dropout(both[0] + both[1])
 
@@ -121,12 +128,19 @@ class PlainEnds(nn.Module):
     def forward(self, place: int, linear: nn.Linear, x: Tensor, *codes: Tensor) -> Tensor:
         return self.perceptron(place)(x, *codes)
 
+    def summed(self, place: int, axis: int, linear: nn.Linear, x: Rows, *codes: Tensor) -> Tensor:
+        """The sum of the answers over an axis."""
+        return self.perceptron(place).summed(axis, x, *codes)
+
 
 class ModulatedEnds(PlainEnds):
     """The same perceptron times Gamma x, as on hidden neurons."""
 
     def forward(self, place: int, linear: nn.Linear, x: Tensor, *codes: Tensor) -> Tensor:
         return linear(x) * self.perceptron(place)(x, *codes)
+
+    def summed(self, place: int, axis: int, linear: nn.Linear, x: Rows, *codes: Tensor) -> Tensor:
+        return (mapped(x, linear.weight) * self.perceptron(place)(x, *codes)).sum(axis)
 
 
 @dataclass(frozen=True)
@@ -154,9 +168,9 @@ class ScaleInv(nn.Module):
         self.invariant = style.invariant(reads, style)
         self.phi = style.perceptron(reads + codes, writes)
 
-    def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
+    def forward(self, x: Rows, *codes: Tensor) -> Tensor:
         inner = self.phi.inner
-        weights = inner.weight.split([y.shape[-1] for y in (x, *codes)], dim=1)
+        weights = inner.weight.split([channels(y) for y in (x, *codes)], dim=1)
         z = self.invariant.mapped(x, weights[0], inner.bias)
         for code, weight in zip(codes, weights[1:], strict=True):
             z = z + F.linear(code, weight)
@@ -177,6 +191,12 @@ class ScaleEq(nn.Module):
             return self.linear(x) * self.modulation(x, *codes)
         return self.ends(place, self.linear, x, *codes)
 
+    def summed(self, place: int, axis: int, x: Rows, *codes: Tensor) -> Tensor:
+        """The sum of the answers over an axis."""
+        if place == HIDDEN:
+            return (mapped(x, self.linear.weight) * self.modulation(x, *codes)).sum(axis)
+        return self.ends.summed(place, axis, self.linear, x, *codes)
+
 
 class ScaleMessage(nn.Module):
     """Sum over the sources of ScaleEq((W_e e) * (W_v x)): (b, n, d) on the target neurons."""
@@ -187,10 +207,10 @@ class ScaleMessage(nn.Module):
         self.edge = nn.Linear(channels, channels, bias=False)
         self.map = ScaleEq(channels, channels, style, codes)
 
-    def forward(self, place: int, source: int, e: Tensor, x: Tensor, *codes: Tensor) -> Tensor:
+    def forward(self, place: int, source: int, e: Rows, x: Rows, *codes: Tensor) -> Tensor:
         """`place` of the targets; x (b, n, d) and codes (n, c) of the sources."""
-        y = self.edge(e) * self.node(x).unsqueeze(3 - source)
-        return self.map(place, y, *(c.unsqueeze(2 - source) for c in codes)).sum(source)
+        y = product(e, self.edge.weight, x, self.node.weight, 3 - source)
+        return self.map.summed(place, source, y, *(c.unsqueeze(2 - source) for c in codes))
 
 
 class ScaleEdge(nn.Module):
@@ -202,11 +222,11 @@ class ScaleEdge(nn.Module):
         self.invariant = style.invariant(channels, style)
         self.phi = style.perceptron(2 * channels, writes)
 
-    def forward(self, edges: list[Tensor], layers: list[Tensor], wanted: Set[int]) -> list[Tensor]:
+    def forward(self, edges: list[Rows], layers: list[Tensor], wanted: Set[int]) -> list[Rows]:
         """Edges of layers 1..L and nodes of layers 0..L; those not wanted stay as they are."""
         seen = {l: self.invariant(layers[l]) for l in wanted | {l + 1 for l in wanted}}
         return [
-            self.linear(e) * self.phi(seen[l][:, None], seen[l + 1][:, :, None])
+            mapped(e, self.linear.weight) * self.phi(seen[l][:, None], seen[l + 1][:, :, None])
             if l in wanted
             else e
             for l, e in enumerate(edges)
@@ -231,13 +251,9 @@ class PlainMessage(nn.Module):
         super().__init__()
         self.phi = style.perceptron(2 * channels + codes, channels)
 
-    def forward(self, place: int, source: int, e: Tensor, x: Tensor, *codes: Tensor) -> Tensor:
-        inner = self.phi.between(
-            e, x.unsqueeze(3 - source), *(c.unsqueeze(2 - source) for c in codes)
-        )
-        # The outer Linear commutes with the sum but for its bias, one a source.
-        outer = self.phi.outer
-        return F.linear(inner.sum(source), outer.weight, e.shape[source] * outer.bias)
+    def forward(self, place: int, source: int, e: Rows, x: Rows, *codes: Tensor) -> Tensor:
+        own = (c.unsqueeze(2 - source) for c in codes)
+        return self.phi.summed(source, e, whole(x).unsqueeze(3 - source), *own)
 
 
 class PlainEdge(nn.Module):
@@ -247,7 +263,7 @@ class PlainEdge(nn.Module):
         super().__init__()
         self.phi = style.perceptron(3 * channels, writes)
 
-    def forward(self, edges: list[Tensor], layers: list[Tensor], wanted: Set[int]) -> list[Tensor]:
+    def forward(self, edges: list[Rows], layers: list[Tensor], wanted: Set[int]) -> list[Rows]:
         """Edges of layers 1..L and nodes of layers 0..L; those not wanted stay as they are."""
         return [
             self.phi(e, layers[l][:, None], layers[l + 1][:, :, None]) if l in wanted else e

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qemcli.balance import balance
+from qemcli.layers.features import Features
 from qemcli.layers.graph import Windows, places
+from qemcli.layers.images import Image, Rows, image, whole
 from qemcli.layers.neurons import uniform
 from qemcli.layers.scale_equivariant import (
     FIRST,
@@ -36,11 +38,20 @@ from qemcli.spaces import Chain
 
 @dataclass
 class Graph:
-    """Nodes, edges, and the edges as they are read from above (the same ones, or a second set)."""
+    """Nodes, edges, and the edges as they are read from above (the same ones, or a second set).
+
+    `sent`: the nodes as messages read them, where some are still images.
+    """
 
     nodes: list[Tensor]
-    edges: list[Tensor]
-    above: list[Tensor]
+    edges: list[Rows]
+    above: list[Rows]
+    sent: Sequence[Rows] = ()
+
+    def features(self) -> Features:
+        """Edges and nodes of layers 1..L."""
+        pairs = zip(self.edges, self.nodes[1:], strict=True)
+        return [(whole(e), x) for e, x in pairs]
 
 
 @dataclass(frozen=True)
@@ -131,28 +142,42 @@ class ScaleEntry(nn.Module):
         above = self._edges(reciprocals(self.space, w), self.sizes[2]) if second else edges
         inputs = biases[0].new_ones(len(biases[0]), self.space.widths[0])
         scaled = [x / size for x, size in zip(biases, self.sizes[1], strict=True)]
-        return Graph(self._nodes([inputs, *scaled]), edges, above)
+        sent = self._nodes([inputs, *scaled])
+        return Graph([whole(x) for x in sent], edges, above, sent)
 
-    def _nodes(self, biases: list[Tensor]) -> list[Tensor]:
-        found, last = [], len(biases) - 1
+    def _nodes(self, biases: list[Tensor]) -> list[Rows]:
+        found: list[Rows] = []
+        last, first = len(biases) - 1, self.space.widths[0]
         for l, (bias, code) in enumerate(zip(biases, self.node_codes(), strict=True)):
-            x = self.node(bias[..., None])
-            multiplied = self.symmetry.factors and place(l, last) == HIDDEN
-            found.append(x * code if multiplied else x + code)
+            if self.symmetry.factors and place(l, last) == HIDDEN:
+                # One code a layer.
+                own = self.node.weight * self.codes[first + l - 1][:, None]
+                found.append(Image(bias[..., None], own))
+            else:
+                found.append(self.node(bias[..., None]) + code)
         return found
 
-    def _edges(self, weights: list[Tensor] | tuple[Tensor, ...], sizes: Tensor) -> list[Tensor]:
-        edges = [
-            F.linear(x / size, self.windows.cut(list(self.weights), l))
-            for l, (x, size) in enumerate(zip(weights, sizes, strict=True))
-        ]
+    def _edges(self, weights: list[Tensor] | tuple[Tensor, ...], sizes: Tensor) -> list[Rows]:
+        found: list[Rows] = []
+        for l, code in enumerate(self._edge_codes()):
+            x, matrix = weights[l] / sizes[l], self.windows.cut(list(self.weights), l)
+            if code is None:
+                found.append(image(x, matrix))
+            elif not self.symmetry.factors:
+                found.append(F.linear(x, matrix) + code)
+            elif code.dim() == 1:  # one code a layer
+                found.append(image(x, matrix * code[:, None]))
+            else:
+                found.append(F.linear(x, matrix) * code)
+        return found
+
+    def _edge_codes(self) -> list[Tensor | None]:
+        """Those of the first layer (n_0, c), of the middle (c,), of the last (n_L, 1, c)."""
         if self.edge_codes is None:
-            return edges
+            return [None] * len(self.space.layers)
         n, outputs = self.space.widths[0], self.space.widths[-1]
-        first, middle, last = self.edge_codes.split([n, len(edges) - 2, outputs])
-        codes = [first, *middle, last[:, None]]
-        pairs = zip(edges, codes, strict=True)
-        return [e * code if self.symmetry.factors else e + code for e, code in pairs]
+        first, middle, last = self.edge_codes.split([n, len(self.space.layers) - 2, outputs])
+        return [first, *middle, last[:, None]]
 
 
 class Direction(nn.Module):
@@ -167,14 +192,14 @@ class Direction(nn.Module):
 
     def forward(
         self,
-        nodes: list[Tensor],
-        edges: list[Tensor],
+        nodes: Sequence[Rows],
+        edges: list[Rows],
         codes: list[Tensor] | None,
         targets: Set[int],
-    ) -> list[Tensor]:
-        """Zeros on the layer that nothing comes to, and on those that are no targets."""
+    ) -> list[Tensor | None]:
+        """None on the layer that nothing comes to, and on those that are no targets."""
         last, below = len(nodes) - 1, self.source == 2
-        found = [torch.zeros_like(x) for x in nodes]
+        found: list[Tensor | None] = [None] * len(nodes)
         for l, e in enumerate(edges, start=1):
             to, start = (l, l - 1) if below else (l - 1, l)
             own = [] if codes is None else [codes[start]]
@@ -215,17 +240,14 @@ class ScaleLayer(nn.Module):
         anew; the others as they were."""
         nodes, last = graph.nodes, len(graph.nodes) - 1
         seen = [
-            direction(nodes, edges, codes, targets)
+            direction(graph.sent or nodes, edges, codes, targets)
             for direction, edges in zip(self.directions, (graph.edges, graph.above), strict=False)
         ]
-        updated = [
-            self.update(
-                place(l, last), torch.cat(parts, -1), *([] if codes is None else [codes[l]])
-            )
-            if l in targets
-            else parts[0]
-            for l, parts in enumerate(zip(nodes, *seen, strict=True))
-        ]
+        updated = list(nodes)
+        for l in targets:
+            came = [torch.zeros_like(nodes[l]) if way[l] is None else way[l] for way in seen]
+            own = [] if codes is None else [codes[l]]
+            updated[l] = self.update(place(l, last), torch.cat([nodes[l], *came], -1), *own)
         if self.edge is None:
             return Graph(updated, graph.edges, graph.above)
         edges = self.edge(graph.edges, nodes, wanted)

@@ -106,15 +106,15 @@ def perceptron(p, x):
     return p.outer(torch.nn.functional.silu(p.norm(p.inner(x))))
 
 
-def equivariant(block, place, x):
-    """ScaleEq of one neuron with |.| and plain ends, from its definition."""
+def equivariant(block, place, x, inv):
+    """ScaleEq of one neuron with plain ends, from its definition."""
     if place == "hidden":
-        return block.linear(x) * perceptron(block.modulation.phi, x.abs())
+        return block.linear(x) * perceptron(block.modulation.phi, inv(x))
     return perceptron(block.ends.first if place == "first" else block.ends.last, x)
 
 
-def looped(backbone, space, w):
-    """Nodes and edges after all layers: messages both ways, edge by edge, signs."""
+def looped(backbone, space, w, inv):
+    """Nodes and edges after all layers: messages edge by edge, all the edges read as they are."""
     entry, n, last = backbone.entry, space.widths[0], len(space.layers)
     place = {l: "first" if l == 0 else "last" if l == last else "hidden" for l in range(last + 1)}
     nodes, edges = {}, {}
@@ -125,9 +125,10 @@ def looped(backbone, space, w):
             x = entry.node.weight[:, 0] * bias
             nodes[l, i] = x * code if place[l] == "hidden" else x + code
             for j in range(space.widths[l - 1] if l else 0):
-                value = w[space.layers[l - 1].weight][0, i, j]
+                value = w[space.layers[l - 1].weight][0, i, j].flatten()
                 kind = j if l == 1 else n + l - 2 + (i if l == last else 0)
-                edges[(l - 1, j), (l, i)] = value * entry.weights[0][:, 0] * entry.edge_codes[kind]
+                taps = entry.weights[0][:, : len(value)] @ value  # a single tap is the first of 2x2
+                edges[(l - 1, j), (l, i)] = taps * entry.edge_codes[kind]
     for layer, skip in zip(backbone.layers, backbone.skips, strict=True):
         sums = []
         for way, direction in enumerate(layer.directions):
@@ -136,27 +137,37 @@ def looped(backbone, space, w):
             for pair, e in edges.items():
                 source, target = pair if way == 0 else pair[::-1]
                 message = m.edge(e) * m.node(nodes[source])
-                found[target] = found[target] + equivariant(m.map, place[target[0]], message)
+                found[target] = found[target] + equivariant(m.map, place[target[0]], message, inv)
             sums.append(found)
         if layer.edge is not None:
             edges = {
                 (j, i): layer.edge.linear(e)
-                * perceptron(layer.edge.phi, torch.cat([nodes[j].abs(), nodes[i].abs()]))
+                * perceptron(layer.edge.phi, torch.cat([inv(nodes[j]), inv(nodes[i])]))
                 for (j, i), e in edges.items()
             }
         nodes = {
-            i: equivariant(layer.update, place[i[0]], torch.cat([x, sums[0][i], sums[1][i]]))
+            i: equivariant(
+                layer.update, place[i[0]], torch.cat([x, *(found[i] for found in sums)]), inv
+            )
             + skip(x)
             for i, x in nodes.items()
         }
     return nodes, edges
 
 
-def test_scalegmn_equals_a_loop_over_edges(rng):
-    space = siren([2, 3, 4, 2])
-    model = build(space, direction="both", ends_apart=True, edge_codes=True, layers=2)
+@pytest.mark.parametrize(
+    ("space", "direction", "inv"),
+    [
+        (siren([2, 3, 4, 2]), "both", torch.abs),
+        (mlp([2, 3, 4, 2], "relu"), "forward", lambda x: x / x.norm()),
+        (cnn([2, 3, 4], 2, kernel=2), "forward", lambda x: x / x.norm()),
+    ],
+    ids=["sign", "scale", "cnn"],
+)
+def test_scalegmn_equals_a_loop_over_edges(space, direction, inv, rng):
+    model = build(space, direction=direction, ends_apart=True, edge_codes=True, layers=2)
     w = draw_weights(space, 1, rng)
-    nodes, edges = looped(model.backbone, space, w)
+    nodes, edges = looped(model.backbone, space, w, inv)
     graph = model.backbone(w)[-1]
     for (l, i), x in nodes.items():
         assert (graph.nodes[l][0, i] - x).abs().max() < 1e-10 * x.abs().max()
