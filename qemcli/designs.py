@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qemcli import registry
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.metanetwork import Metanetwork, Mixed
-from qemcli.spaces import WeightSpace, chain_of
+from qemcli.spaces import Chain, Residual, Transformer, WeightSpace, chain_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 EDITING = ("edit", "pixels", "expand")  # settings of an editor, whatever its architecture
 QUASI = ("none", "balanced", "exact", "paper", "released")
+SPACES: dict[type[WeightSpace], str] = {
+    Chain: "MLPs, CNNs and SIRENs",
+    Residual: "networks with residual sums",
+    Transformer: "transformers",
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Design:
         """A fresh module for this weight space; UsageError for what the architecture does not
         have."""
         module = self._module()
+        self._require(module, (space,))
         if self.edit is None:
             return module.Model(space, self._configured(module.Config, {"outputs": outputs}))
         if not hasattr(module, "Editor"):
@@ -77,7 +83,29 @@ class Design:
                 f"{', '.join(mixers())} read many: -a {mixers()[0]}; or pick one with --where, "
                 "e.g. --where \"arch == '...'\"",
             )
+        self._require(module, spaces)
         return module.Mixture(spaces, self._configured(module.Config, {"outputs": outputs}))
+
+    def _require(self, module: ModuleType, spaces: Sequence[WeightSpace]) -> None:
+        """UnsupportedError where the architecture does not read networks of one of these kinds,
+        UsageError for settings of an editor where there is none."""
+        for space in spaces:
+            if not isinstance(space, kinds(module)):
+                words = [what for kind, what in SPACES.items() if issubclass(kind, kinds(module))]
+                others = [name for name in readers(space) if name != self.architecture]
+                raise UnsupportedError(
+                    f"'{self.architecture}' is for {' and '.join(words)}; these networks are "
+                    f"{space.title}",
+                    f"these architectures read them: {', '.join(others)}" if others else None,
+                )
+        given = [name for name in EDITING if self.config.get(name) is not None]
+        if self.edit is None and given:
+            raise UsageError(
+                f"'{given[0]}' is a setting of editors, and this design answers about weights",
+                f"leave it out; with an edit, these have an editor: {', '.join(editors())}",
+            )
+        if self.config.get("expand", 1) < 1:
+            raise UsageError("an editor has at least one branch", "choose expand >= 1")
 
     def _module(self) -> ModuleType:
         if self.quasi not in QUASI:
@@ -104,6 +132,17 @@ class Design:
                 )
             chosen[name] = tuple(value) if isinstance(value, list) else value
         return config(**chosen)
+
+
+def kinds(module: ModuleType) -> tuple[type[WeightSpace], ...]:
+    """The kinds of weight spaces that an architecture reads: its READS, else chains."""
+    return getattr(module, "READS", (Chain,))
+
+
+def readers(space: WeightSpace) -> list[str]:
+    """The architectures that read networks of this kind."""
+    names = registry.names("architectures")
+    return [n for n in names if isinstance(space, kinds(registry.load("architectures", n)))]
 
 
 def editors() -> list[str]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from qemcli.layers.branches import Flat, ends, mlp
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
-from qemcli.spaces import WeightSpace, transformer_of
+from qemcli.spaces import Transformer, WeightSpace, transformer_of
+
+READS = (Transformer,)
 
 
 @dataclass(frozen=True)

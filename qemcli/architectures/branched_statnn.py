@@ -23,7 +23,9 @@ from qemcli.layers.branches import Flat, ends, mlp
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise, seven
-from qemcli.spaces import WeightSpace, transformer_of
+from qemcli.spaces import Transformer, WeightSpace, transformer_of
+
+READS = (Transformer,)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from qemcli.layers import quasi
 from qemcli.layers.deltas import Deltas
 from qemcli.layers.dws import DWSLayer, FoldedPool, TensorBatchNorm
 from qemcli.layers.equivariant import HNPLinear
-from qemcli.layers.features import ChannelDropout, Features, door, pointwise
+from qemcli.layers.features import ChannelDropout, Features, pointwise
 from qemcli.layers.metanetwork import Bodied, Body
 from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import StandardiseTensors
@@ -35,7 +36,8 @@ class Config:
     linear map, HNP's full basis, with means inside); `reduction`: max (published) or mean;
     `heads` of attention, 1 in the last layer. `norm`: batch normalisation a tensor.
     `standardised`: one mean and std a tensor, by `calibrate`. `start`: factor of the first weights;
-    the published editors take 1e-4. `expand`: branches of the editor.
+    the published editors take 1e-4. `quasi`: none | paper | released | exact, its `eps` at the
+    start, in (-.999, .999), and whether it is learned. `expand`: branches of the editor.
     """
 
     hidden: int = 32
@@ -47,6 +49,9 @@ class Config:
     dropout: float = 0.0
     standardised: bool = True
     start: float = 1.0
+    quasi: str = "none"
+    eps: float = 0.01
+    eps_learned: bool = True
     outputs: int = 1
     expand: int = 1
 
@@ -126,9 +131,11 @@ class Model(Bodied):
         self.dropout = ChannelDropout(config.dropout)
         self.pool = FoldedPool(space, config.reduction)
         self.head = nn.Linear(self.pool.per_channel * config.hidden, config.outputs)
+        # Drawn last: with one seed, every mode starts from the same backbone and head.
+        self.quasi = _quasi(space, config, config.hidden)
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        h = pointwise(torch.relu, self.body(door(self.space, w)))
+        h = pointwise(torch.relu, self.read(w))
         return self.head(self.pool(self.dropout(h)))
 
 
@@ -143,6 +150,13 @@ class Editor(Bodied):
         self.space, self.config = space, config
         self.body = _Body(space, config, config.expand)
         self.out = Deltas(space)
+        self.quasi = _quasi(space, config, config.expand)
 
     def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.out(self.body(door(self.space, w)))
+        return self.out(self.read(w))
+
+
+def _quasi(space: Chain, config: Config, c_out: int) -> quasi.Layer | None:
+    """Behind the last layer."""
+    c_in = config.hidden if config.depth else 1
+    return quasi.make(config.quasi, space, c_in, c_out, config.eps, config.eps_learned)

@@ -19,6 +19,8 @@ from qemcli.layers.presets import Preset
 from qemcli.layers.statistics import Standardise
 from qemcli.spaces import WeightSpace, chain_of
 
+READS = (WeightSpace,)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -25,22 +25,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qemcli.groups import allowed
-from qemcli.layers.features import Features
+from qemcli.layers import quasi
+from qemcli.layers.features import Features, door
 from qemcli.layers.message_passing import blocks, incoming_mean, joined
 from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
 from qemcli.layers.typed_graph import EDGES, NODES, TypedGraph, typed_graph
-from qemcli.spaces import Chain, WeightSpace
+from qemcli.spaces import Chain, Residual, Transformer, WeightSpace
+
+READS = (Chain, Residual, Transformer)
 
 
 @dataclass(frozen=True)
 class Config:
     """`channels` of every node and edge; `layers`: blocks of message passing, 1 or more; `dropout`
-    in [0, 1) of what a block adds."""
+    in [0, 1) of what a block adds.
+
+    `quasi`: none | paper | released | exact, on the networks' own weights, its `eps` at the start,
+    in (-.999, .999), and whether it is learned.
+    """
 
     channels: int = 64
     layers: int = 4
     dropout: float = 0.0
+    quasi: str = "none"
+    eps: float = 0.01
+    eps_learned: bool = True
     outputs: int = 1
 
 
@@ -177,6 +187,8 @@ class Mixture(Mixed):
 
     def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
         super().__init__()
+        if len(spaces) > 1:
+            quasi.refuse_many(config.quasi)
         c, self.config = config.channels, config
         self.entry = Entry(c)
         lasts = [i == config.layers - 1 for i in range(config.layers)]
@@ -214,9 +226,14 @@ class Read(Metanetwork):
     def __init__(self, shared: Mixture, space: WeightSpace) -> None:
         super().__init__()
         self.shared, self.space, self.graph = shared, space, typed_graph(space)
+        c = shared.config
+        self.quasi = quasi.make(c.quasi, space, 1, 1, c.eps, c.eps_learned)
 
     def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations of hidden neurons; of a transformer's heads too."""
+        """Permutations of hidden neurons, unless a quasi layer ties its scales to their indices;
+        of a transformer's heads too."""
+        if not quasi.keeps(self.quasi):
+            return set()
         return {"permutation"} | ({"heads"} if allowed("heads", space) is None else set())
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
@@ -227,11 +244,13 @@ class Read(Metanetwork):
         """Of a chain, edges after every block; those of the biases beside the nodes."""
         if not isinstance(self.space, Chain):
             return []
-        steps = enumerate(self.shared.steps(self.graph, w), start=1)
-        return [(f"block{i}", _features(self.graph, *step)) for i, step in steps]
+        seen = quasi.entered(self.quasi, self.space, w)
+        first = [("quasi", door(self.space, seen))] if self.quasi is not None else []
+        steps = enumerate(self.shared.steps(self.graph, seen), start=1)
+        return [*first, *((f"block{i}", _features(self.graph, *step)) for i, step in steps)]
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        return self.shared.answer(self.graph, w)
+        return self.shared.answer(self.graph, quasi.entered(self.quasi, self.space, w))
 
 
 def Model(space: WeightSpace, config: Config = Config()) -> Read:

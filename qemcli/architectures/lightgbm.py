@@ -19,6 +19,8 @@ from qemcli.layers.growing import Lightgbm
 from qemcli.layers.presets import Preset
 from qemcli.spaces import WeightSpace
 
+READS = (WeightSpace,)
+
 
 @dataclass(frozen=True)
 class Config:

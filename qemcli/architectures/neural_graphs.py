@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qemcli.errors import UnsupportedError, UsageError
+from qemcli.layers import quasi
 from qemcli.layers.deltas import Deltas
 from qemcli.layers.features import Features, door, require_hidden
 from qemcli.layers.graph import Entry, Windows
@@ -43,7 +44,9 @@ class Config:
 
     `fourier`: random frequencies of every entry (0: entries as they are), drawn with standard
     deviation `fourier_scale`. `probes`: learned inputs whose values at every neuron are read (0:
-    none). `outputs` of the model; `expand`: branches of the editor.
+    none). `quasi`: none | paper | released | exact, on the networks' own weights, its `eps` at the
+    start, in (-.999, .999), and whether it is learned. `outputs` of the model; `expand`: branches
+    of the editor.
     """
 
     backbone: str = "gnn"
@@ -54,6 +57,9 @@ class Config:
     fourier_scale: float = 3.0
     probes: int = 0
     dropout: float = 0.0
+    quasi: str = "none"
+    eps: float = 0.01
+    eps_learned: bool = True
     outputs: int = 1
     expand: int = 1
 
@@ -102,10 +108,16 @@ class _Graph(Metanetwork):
 
     space: Chain
     backbone: GNN | Transformer
+    quasi: quasi.Layer | None
 
     def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations: nothing else is built in."""
-        return {"permutation"}
+        """Permutations, unless a quasi layer ties its scales to the neurons' indices: nothing else
+        is built in."""
+        return {"permutation"} if quasi.keeps(self.quasi) else set()
+
+    def read(self, w: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights as the graph takes them, behind the quasi layer."""
+        return quasi.entered(self.quasi, self.space, w)
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Standardise by the training set: one pair of constants a tensor."""
@@ -113,7 +125,10 @@ class _Graph(Metanetwork):
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes after every layer that updates both; the inputs' nodes are left out."""
-        return _steps(self.space, self.backbone.updated(w))
+        steps = _steps(self.space, self.backbone.updated(self.read(w)))
+        if self.quasi is None:
+            return steps
+        return [("quasi", door(self.space, self.read(w))), *steps]
 
 
 class Model(_Graph):
@@ -126,9 +141,11 @@ class Model(_Graph):
         self.space, self.config = space, config
         self.backbone = _backbone(space, config, pairs=False, layout=layout)
         self.head = _head(space, config)
+        # Drawn last: with one seed, every mode starts from the same backbone and head.
+        self.quasi = quasi.make(config.quasi, space, 1, 1, config.eps, config.eps_learned)
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        return self.head(self.backbone.outputs(w).flatten(1))
+        return self.head(self.backbone.outputs(self.read(w)).flatten(1))
 
 
 class Mixture(Mixed):
@@ -145,6 +162,8 @@ class Mixture(Mixed):
                 "probe features have maps of every layer's own, and these are many architectures",
                 "leave them out: probes = 0",
             )
+        if len(spaces) > 1:
+            quasi.refuse_many(config.quasi)
         chains = [chain_of(space, "a neural graph") for space in spaces]
         self.config, self.layout = config, Layout.of(chains)
         self.core = Model(chains[0], config, self.layout)
@@ -204,9 +223,10 @@ class Editor(_Graph):
         self.edge = _delta(edges, config.expand * self.windows.largest)
         self.node = _delta(nodes, config.expand)
         self.out = Deltas(space)
+        self.quasi = quasi.make(config.quasi, space, 1, 1, config.eps, config.eps_learned)
 
     def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        features = _features(self.space, *self.backbone(w))
+        features = _features(self.space, *self.backbone(self.read(w)))
         edges = self.windows.branches([self.edge(e) for e, _ in features], self.config.expand)
         nodes = [self.node(x) for _, x in features]
         return self.out(list(zip(edges, nodes, strict=True)))

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from qemcli.layers import quasi
 from qemcli.layers.deltas import Deltas
 from qemcli.layers.encoding import encode
-from qemcli.layers.features import Features, door, require_hidden
+from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.metanetwork import Bodied, Body
 from qemcli.layers.nft import Block, Sequence
@@ -35,7 +36,9 @@ class Config:
 
     `fourier`: Fourier features of every entry, of so many frequencies (0: none) drawn with
     `fourier_scale`. `head` width; `dropout` in [0, 1). `standardised`: one mean and std a tensor,
-    by `calibrate`. `expand`: branches of the editor, which has neither pool nor head.
+    by `calibrate`. `quasi`: none | paper | released | exact, its `eps` at the start, in
+    (-.999, .999), and whether it is learned. `expand`: branches of the editor, which has neither
+    pool nor head.
     """
 
     channels: int = 64
@@ -47,6 +50,9 @@ class Config:
     head: int = 1000
     dropout: float = 0.0
     standardised: bool = False
+    quasi: str = "none"
+    eps: float = 0.01
+    eps_learned: bool = True
     outputs: int = 1
     expand: int = 1
 
@@ -121,9 +127,11 @@ class Model(Bodied):
         pooled = first.cols + 1 + 2 * len(middle) + 2 * last.rows  # taps are in the channels
         inputs = pooled * config.channels
         self.head = mlp_head(inputs, config.head, config.outputs, config.dropout)
+        # Drawn last: with one seed, every mode starts from the same backbone and head.
+        self.quasi = _quasi(space, config)
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        return self.head(self.pool(self.body(door(self.space, w))))
+        return self.head(self.pool(self.read(w)))
 
 
 class Editor(Bodied):
@@ -141,6 +149,7 @@ class Editor(Bodied):
         self.weights = nn.ModuleList(nn.Linear(c, la.taps * k) for la in space.layers)
         self.biases = nn.ModuleList(nn.Linear(c, k) for _ in space.layers)
         self.out = Deltas(space)
+        self.quasi = _quasi(space, config)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Features after every block and the last map; `features.act_on_features` acts on them."""
@@ -150,3 +159,9 @@ class Editor(Bodied):
 
     def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.out(self.equivariant(w)[-1][1])
+
+
+def _quasi(space: Chain, config: Config) -> quasi.Layer | None:
+    """Behind the last norm, on all channels."""
+    c = config.channels
+    return quasi.make(config.quasi, space, c, c, config.eps, config.eps_learned)

@@ -46,6 +46,8 @@ MAKERS = ("generated", "free")
 NAME = "probegen"
 CHUNK = 512  # networks of the training set that answer at a time
 
+READS = (Layered,)
+
 
 @dataclass(frozen=True)
 class Config:

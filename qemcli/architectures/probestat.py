@@ -51,6 +51,8 @@ NAME = "probestat"
 CHUNK = 128  # networks of the training set that answer at a time
 LIMIT = 5.0  # of a standardised statistic: one diverged network is not to lead the others
 
+READS = (Layered,)
+
 
 @dataclass(frozen=True)
 class Config:

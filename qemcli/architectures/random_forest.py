@@ -18,6 +18,8 @@ from qemcli.layers.growing import Lightgbm
 from qemcli.layers.presets import Preset
 from qemcli.spaces import WeightSpace
 
+READS = (WeightSpace,)
+
 
 @dataclass(frozen=True)
 class Config:

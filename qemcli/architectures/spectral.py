@@ -32,6 +32,8 @@ from qemcli.spaces import WeightSpace
 # Moves by orthogonal matrices, or of biases alone.
 KEPT = ("permutation", "sign", "phase", "heads", "stream", "shift")
 
+READS = (WeightSpace,)
+
 
 @dataclass(frozen=True)
 class Config:

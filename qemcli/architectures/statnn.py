@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from qemcli.errors import UnsupportedError
 from qemcli.groups import allowed
 from qemcli.layers import quasi
-from qemcli.layers.features import Features, door, exit_door
+from qemcli.layers.features import Features, door
 from qemcli.layers.heads import mlp_head
 from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
@@ -34,7 +34,9 @@ from qemcli.layers.statistics import (
     pooled_statistics,
     tensor_statistics,
 )
-from qemcli.spaces import Chain, Opaque, WeightSpace, chain_of
+from qemcli.spaces import Chain, Opaque, WeightSpace
+
+READS = (WeightSpace,)
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,6 @@ PRESETS = {
 }
 
 
-QUASI = "this quasi layer"
-
-
 class Model(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
@@ -78,18 +77,12 @@ class Model(Metanetwork):
         self.scale = Standardise(features) if config.standardised else nn.Identity()
         self.head = mlp_head(features, config.head, config.outputs, config.dropout)
         # Drawn last: with one seed, every mode starts from the same head.
-        self.quasi = (
-            quasi.make(config.quasi, chain_of(space, QUASI), 1, 1, config.eps, config.eps_learned)
-            if config.quasi != "none"
-            else None
-        )
+        self.quasi = quasi.make(config.quasi, space, 1, 1, config.eps, config.eps_learned)
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations, of heads too, unless a quasi layer ties its scales to the neurons'
         indices."""
-        if self.quasi is not None and not self.quasi.keeps_invariance:
-            return set()
-        return _of_bags(space)
+        return _of_bags(space) if quasi.keeps(self.quasi) else set()
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants of `standardised` from the training set's weights; else nothing."""
@@ -105,9 +98,8 @@ class Model(Metanetwork):
         return steps if self.quasi is None else [*steps, ("quasi", self.quasi(w, h, h))]
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        if self.quasi is not None:
-            w = exit_door(chain_of(self.space, QUASI), self.equivariant(w)[-1][1])
-        return self.head(self.scale(tensor_statistics(self.space, w)))
+        seen = quasi.entered(self.quasi, self.space, w)
+        return self.head(self.scale(tensor_statistics(self.space, seen)))
 
 
 def _of_bags(space: WeightSpace) -> set[str]:
@@ -121,11 +113,7 @@ class Mixture(Mixed):
 
     def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
         super().__init__()
-        if config.quasi != "none":
-            raise UnsupportedError(
-                "a quasi layer belongs to one architecture, and these are many",
-                "use --quasi balanced or none",
-            )
+        quasi.refuse_many(config.quasi)
         self.scale = Standardise(POOLED)
         self.head = mlp_head(POOLED, config.head, config.outputs, config.dropout)
 

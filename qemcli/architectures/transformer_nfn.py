@@ -33,6 +33,8 @@ from qemcli.spaces import Transformer, WeightSpace, transformer_of
 
 CALIBRATED = 1024  # networks of the training set whose features set the constants
 
+READS = (Transformer,)
+
 
 @dataclass(frozen=True)
 class Config:

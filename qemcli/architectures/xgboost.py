@@ -17,6 +17,8 @@ from qemcli.layers.growing import Xgboost
 from qemcli.layers.presets import Preset
 from qemcli.spaces import WeightSpace
 
+READS = (WeightSpace,)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -12,6 +12,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from qemcli.layers import quasi
 from qemcli.layers.features import Features, door
 from qemcli.layers.statistics import StandardiseTensors
 from qemcli.spaces import Chain, WeightSpace
@@ -85,19 +86,31 @@ class Body(nn.Module, ABC):
 
 
 class Bodied(Metanetwork):
-    """One that reads through a permutation-equivariant `body`: that says all of it."""
+    """One that reads through a permutation-equivariant `body` and perhaps a quasi layer behind it:
+    those say all of it."""
 
     body: Body
     space: Chain
+    quasi: quasi.Layer | None
 
     def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations of the hidden neurons."""
-        return {"permutation"}
+        """Permutations of the hidden neurons, unless a quasi layer ties its scales to their
+        indices."""
+        return {"permutation"} if quasi.keeps(self.quasi) else set()
+
+    def read(self, w: Mapping[str, Tensor]) -> Features:
+        """What the body and the quasi layer make of the weights."""
+        h = door(self.space, w)
+        return self.body(h) if self.quasi is None else self.equivariant(w)[-1][1]
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the constants of `standardised` from the training set: one pair a tensor."""
         self.body.standard.fit(door(self.space, w))
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
-        """Features after every step of the body, by name."""
-        return self.body.steps(door(self.space, w))
+        """Features after every step of the body, by name, and behind a quasi layer."""
+        steps = self.body.steps(door(self.space, w))
+        if self.quasi is None:
+            return steps
+        (_, before), (_, after) = steps[-2:]
+        return [*steps, ("quasi", self.quasi(w, before, after))]

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from qemcli.balance import balance
-from qemcli.errors import UsageError
-from qemcli.layers.features import Features
+from qemcli.errors import UnsupportedError, UsageError
+from qemcli.layers.features import Features, door, exit_door
 from qemcli.layers.heads import Gated
 from qemcli.layers.statistics import compressed, seven, tensor_statistics
 from qemcli.registry import suggest
-from qemcli.spaces import HOMOGENEOUS, ODD, Chain
+from qemcli.spaces import HOMOGENEOUS, ODD, Chain, WeightSpace, chain_of
 
 BOUND = 0.999
 MODES = ("none", "paper", "released", "exact")
@@ -224,20 +224,56 @@ def invariant(space: Chain, w: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return w
 
 
+Layer = Paper | Released | Exact
+
+
+def keeps(layer: Layer | None) -> bool:
+    """True where a permutation-equivariant map stays one with the layer behind it."""
+    return layer is None or layer.keeps_invariance
+
+
+def refuse_many(mode: str) -> None:
+    """UnsupportedError for a quasi layer over many architectures."""
+    if mode != "none":
+        raise UnsupportedError(
+            "a quasi layer belongs to one architecture, and these are many",
+            "use --quasi balanced or none",
+        )
+
+
+def entered(
+    layer: Layer | None, space: WeightSpace, w: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """alpha(w) . w: the layer behind the identity map, on the networks' own weights."""
+    if layer is None:
+        return w
+    chain = chain_of(space, "this quasi layer")
+    h = door(chain, w)
+    return exit_door(chain, layer(w, h, h))
+
+
 def make(
-    mode: str, space: Chain, c_in: int, c_out: int, eps: float, learned: bool
-) -> Paper | Released | Exact | None:
+    mode: str, space: WeightSpace, c_in: int, c_out: int, eps: float, learned: bool
+) -> Layer | None:
     """The quasi layer of a mode, for a last equivariant layer of c_in -> c_out channels; None for
     `none`.
+
+    Raises UnsupportedError for networks that are no chains, UsageError for an unknown mode.
     """
-    if mode == "paper":
-        return Paper(space, eps, learned)
-    if mode == "released":
-        return Released(space, c_in, c_out, eps, learned)
-    if mode == "exact":
-        return Exact(space, c_out, eps, learned)
+    if mode in MODES[1:] and not isinstance(space, Chain):
+        raise UnsupportedError(
+            f"the quasi layer '{mode}' is for MLPs, CNNs and SIRENs; these networks are "
+            f"{space.title}",
+            "use --quasi balanced, which stands in front of any architecture, or none",
+        )
     if mode == "none":
         return None
+    if mode == "paper":
+        return Paper(chain_of(space, mode), eps, learned)
+    if mode == "released":
+        return Released(chain_of(space, mode), c_in, c_out, eps, learned)
+    if mode == "exact":
+        return Exact(chain_of(space, mode), c_out, eps, learned)
     hint = "'balanced' stands in front of a predictor, not inside an architecture"
     raise UsageError(
         f"no quasi layer is called '{mode}'",
