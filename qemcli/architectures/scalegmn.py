@@ -11,12 +11,13 @@ everywhere: the GMN of the tables of arXiv:2602.01083.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from qemcli.errors import UnsupportedError, UsageError
+from qemcli.layers import quasi
 from qemcli.layers import scale_equivariant as blocks
 from qemcli.layers.deltas import Deltas
 from qemcli.layers.features import Features, require_hidden
@@ -27,10 +28,12 @@ from qemcli.layers.scale_graph import (
     PERMUTATION,
     SCALE,
     SIGN,
+    Graph,
     ScaleEntry,
     ScaleLayer,
     ScaleStack,
 )
+from qemcli.layers.scale_quasi import carried
 from qemcli.layers.scale_readouts import EndsReadout, GraphReadout, OutputsReadout, PlainReadout
 from qemcli.registry import suggest
 from qemcli.spaces import HOMOGENEOUS, ODD, Chain, WeightSpace
@@ -55,7 +58,9 @@ class Config:
     (outputs, and inputs where messages go both ways) | graph. `skip`: linear skips around layers;
     `edge_codes`: learned codes of edges too; `inner_codes`: codes are read by messages and updates;
     `norm`: LayerNorm in perceptrons; `dropout` in [0, 1) of nodes, `inner_dropout` in perceptrons.
-    `standardised`: one size a tensor, by `calibrate`. `expand`: branches of the editor.
+    `standardised`: one size a tensor, by `calibrate`. `quasi`: none | paper | released | exact, on
+    the embedded graph, its `eps` at the start, in (-.999, .999), and whether it is learned.
+    `expand`: branches of the editor.
     """
 
     channels: int = 32
@@ -74,6 +79,9 @@ class Config:
     dropout: float = 0.0
     inner_dropout: float = 0.0
     standardised: bool = True
+    quasi: str = "none"
+    eps: float = 0.01
+    eps_learned: bool = True
     outputs: int = 1
     expand: int = 1
 
@@ -168,10 +176,28 @@ class _Carrying(Metanetwork):
     space: Chain
     config: Config
     backbone: ScaleStack
+    quasi: quasi.Layer | None
 
     def claims(self, space: WeightSpace) -> set[str]:
-        """Permutations, with the factors that are carried along."""
-        return claims(self.space, self.config)
+        """Permutations, with the factors that are carried along, as far as the quasi layer keeps
+        them."""
+        kept = quasi.keeps(self.quasi) or self._no_op()
+        return claims(self.space, self.config) if kept else set()
+
+    def _no_op(self) -> bool:
+        """One element of the group that is carried along, which an invariant answer cancels."""
+        return False
+
+    def graphs(self, w: Mapping[str, Tensor], read: Set[int] | None = None) -> list[Graph]:
+        """The graph after the entry, with the quasi layer on it, and after every layer."""
+        layer = self.quasi
+        put = None if layer is None else lambda graph: carried(layer, graph, w)
+        return self.backbone(w, read, put)
+
+    def shown(self, steps: list[Features]) -> list[tuple[str, Features]]:
+        """Edges and nodes of layers 1..L after every layer, by name."""
+        start = "layer" if self.quasi is None else "quasi-layer"  # not strict: equivariance.py
+        return [(f"{start}{i}", features) for i, features in enumerate(steps)]
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Standardise by the training set, where the configuration says so."""
@@ -188,13 +214,19 @@ class Model(_Carrying):
         self.backbone = _backbone(space, config)
         style = style_of(space, config)
         self.readout = _readout(space, config)(space, config.channels, config.outputs, style)
+        # Drawn last: with one seed, every mode starts from the same backbone and head.
+        self.quasi = _quasi(space, config)
+
+    def _no_op(self) -> bool:
+        carries = resolved(self.space, self.config) == "scale"
+        return carries and isinstance(self.quasi, quasi.Paper)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""
-        return [(f"layer{i}", graph.features()) for i, graph in enumerate(self.backbone(w))]
+        return self.shown([graph.features() for graph in self.graphs(w)])
 
     def forward(self, w: Mapping[str, Tensor]) -> Tensor:
-        return self.readout(self.backbone(w, self.readout.read)[-1].nodes)
+        return self.readout(self.graphs(w, self.readout.read)[-1].nodes)
 
 
 class Editor(_Carrying):
@@ -209,17 +241,23 @@ class Editor(_Carrying):
         self.space, self.config = space, config
         self.backbone = _backbone(space, config, config.expand)
         self.windows, self.out = Windows(space), Deltas(space)
+        self.quasi = _quasi(space, config)
 
     def equivariant(self, w: Mapping[str, Tensor]) -> list[tuple[str, Features]]:
         """Edges and nodes of layers 1..L after every layer."""
-        steps = [graph.features() for graph in self.backbone(w)]
+        steps = [graph.features() for graph in self.graphs(w)]
         edges, nodes = zip(*steps[-1], strict=True)
         branches = self.windows.branches(edges, self.config.expand)
         steps[-1] = list(zip(branches, nodes, strict=True))
-        return [(f"layer{i}", features) for i, features in enumerate(steps)]
+        return self.shown(steps)
 
     def forward(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.out(self.equivariant(w)[-1][1])
+
+
+def _quasi(space: Chain, config: Config) -> quasi.Layer | None:
+    c = config.channels
+    return quasi.make(config.quasi, space, c, c, config.eps, config.eps_learned)
 
 
 def claims(space: Chain, config: Config) -> set[str]:

@@ -9,7 +9,7 @@ signs, for positive scales a second set of edges. Source: arXiv:2406.10685.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -278,10 +278,15 @@ class ScaleStack(nn.Module):
         self.inner_codes, self.dropout = inner_codes, nn.Dropout(dropout)
         self.dropped = len(layers) - bare
 
-    def forward(self, w: Mapping[str, Tensor], read: Set[int] | None = None) -> list[Graph]:
+    def forward(
+        self,
+        w: Mapping[str, Tensor],
+        read: Set[int] | None = None,
+        put: Callable[[Graph], Graph] | None = None,
+    ) -> list[Graph]:
         """`read`: the node layers that are read after the last layer (None: all, and edges); what
-        they do not depend on is left as it was."""
-        graph = self.entry(w)
+        they do not depend on is left as it was. `put`: what is done to the graph that enters."""
+        graph = self.entry(w) if put is None else put(self.entry(w))
         codes = self.entry.node_codes() if self.inner_codes else None
         steps = [graph]
         for i, (targets, wanted) in enumerate(self._reach(len(graph.nodes), read)):
