@@ -1,4 +1,4 @@
-"""Features that are still a matrix times a few numbers: whatever is linear meets the matrix first.
+"""Features that are still few numbers times a table: whatever is linear meets the table first.
 
 A weight enters a graph as c channels of its t taps, a bias as c channels of one number. As long as
 nothing nonlinear has been done to them, a linear map costs t multiplications a channel, not c.
@@ -8,41 +8,67 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class Image:
-    """matrix @ entries in every place: entries (..., t), matrix (c, t), and t at most c."""
+    """entries @ table in every place: entries (..., t), table (t, c), and t at most c."""
 
     entries: Tensor
-    matrix: Tensor
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of few rows in every place: `chosen` (..., k) is 1 there and 0 elsewhere, table (k, c).
+
+    What is the same map of every row has to be taken of the table only.
+    """
+
+    chosen: Tensor
+    table: Tensor
+
+    def rows(self) -> Tensor:
+        """(..., c)."""
+        return self.chosen @ self.table
+
+    @staticmethod
+    def of_pairs(left: Choice, right: Choice, table: Tensor) -> Choice:
+        """On every pair of left (b, n, k) and right (b, m, l), by a table (k, l, c)."""
+        chosen = left.chosen[:, :, None, :, None] * right.chosen[:, None, :, None]
+        return Choice(chosen.flatten(3), table.flatten(0, 1))
 
 
 Rows = Tensor | Image
 
 
-def image(entries: Tensor, matrix: Tensor) -> Rows:
+def image(entries: Tensor, table: Tensor) -> Rows:
     """An image, or its rows themselves where these have fewer channels than entries."""
-    channels, t = matrix.shape
-    return Image(entries, matrix) if t <= channels else F.linear(entries, matrix)
+    t, channels = table.shape
+    return Image(entries, table) if t <= channels else entries @ table
 
 
 def channels(x: Rows) -> int:
-    return len(x.matrix) if isinstance(x, Image) else x.shape[-1]
+    return x.table.shape[1] if isinstance(x, Image) else x.shape[-1]
 
 
 def mapped(x: Rows, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x through an affine map."""
-    if isinstance(x, Image):
-        return F.linear(x.entries, weight @ x.matrix, bias)
-    return F.linear(x, weight, bias)
+    if not isinstance(x, Image):
+        return F.linear(x, weight, bias)
+    # Not F.linear: the gradient of a tall and narrow matrix takes it three times as long.
+    table = x.table @ weight.T
+    if bias is None:
+        return x.entries @ table
+    return torch.addmm(bias, x.entries.flatten(0, -2), table).view(*x.entries.shape[:-1], -1)
 
 
 def whole(x: Rows) -> Tensor:
     """The rows themselves: (..., c)."""
-    return F.linear(x.entries, x.matrix) if isinstance(x, Image) else x
+    return x.entries @ x.table if isinstance(x, Image) else x
 
 
 def product(x: Rows, left: Tensor, y: Rows, right: Tensor, axis: int) -> Rows:
@@ -50,6 +76,7 @@ def product(x: Rows, left: Tensor, y: Rows, right: Tensor, axis: int) -> Rows:
 
     That of an image and of numbers times one vector is an image again.
     """
-    if isinstance(x, Image) and isinstance(y, Image) and y.entries.shape[-1] == 1:
-        return Image(x.entries * y.entries.unsqueeze(axis), (left @ x.matrix) * (right @ y.matrix))
+    if isinstance(x, Image) and isinstance(y, Image) and len(y.table) == 1:
+        table = (x.table @ left.T) * (y.table @ right.T)
+        return Image(x.entries * y.entries.unsqueeze(axis), table)
     return mapped(x, left) * mapped(y, right).unsqueeze(axis)

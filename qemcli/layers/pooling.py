@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ def direction(v: Tensor) -> Tensor:
     """v / ||v|| over the last axis, and 0 where v is 0: invariant to any positive factor, of any
     size.
 
-    The norm is taken after a division by max|v|, so it neither overflows nor underflows.
+    Where squares would overflow or underflow, the norm is taken after a division by max|v|.
     """
     return _Direction.apply(v)
 
@@ -59,13 +58,11 @@ class _Direction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor) -> Tensor:
-        largest = torch.linalg.vector_norm(v, math.inf, dim=-1, keepdim=True)
-        largest.masked_fill_(largest == 0, 1.0)
-        u = v / largest
-        length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
-        length.masked_fill_(length == 0, 1.0)
-        u.div_(length)
-        ctx.save_for_backward(u, largest.mul_(length))
+        length, unsafe = _length(v)
+        u = v / length
+        if unsafe.any():
+            u[unsafe], length[unsafe] = _scaled(v[unsafe])
+        ctx.save_for_backward(u, length)
         return u
 
     @staticmethod
@@ -74,6 +71,51 @@ class _Direction(torch.autograd.Function):
         u, length = ctx.saved_tensors
         along = torch.linalg.vecdot(u, gradient).unsqueeze(-1)
         return torch.addcmul(gradient, u, along, value=-1).div_(length)
+
+
+def reciprocal_length(v: Tensor) -> Tensor:
+    """1 / ||v|| over the last axis, kept as one of 1, and 0 where v is 0; of any size that has
+    one."""
+    return _ReciprocalLength.apply(v)
+
+
+class _ReciprocalLength(torch.autograd.Function):
+    """By hand: one pass over v, which is all that is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        found, unsafe = _length(v)
+        found.reciprocal_()
+        if unsafe.any():
+            u, length = _scaled(v[unsafe])
+            found[unsafe] = torch.where((u != 0).any(-1, keepdim=True), length.reciprocal(), 0)
+        ctx.save_for_backward(v, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        v, found = ctx.saved_tensors
+        # In this order nothing overflows that is small in the end.
+        return (v * found).mul_(gradient.mul(found).mul_(found).neg_())
+
+
+def _length(v: Tensor) -> tuple[Tensor, Tensor]:
+    """||v|| (..., 1), and whether its square may have overflowed or underflowed (...)."""
+    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    kind = torch.finfo(v.dtype)
+    small, large = kind.tiny**0.5 / kind.eps, kind.max**0.5 * kind.eps
+    return length, ((length < small) | (length > large)).squeeze(-1)
+
+
+def _scaled(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Direction and length of rows of any size; of zeros the length is 1."""
+    largest = v.abs().amax(-1, keepdim=True)
+    largest.masked_fill_(largest == 0, 1.0)
+    u = v / largest
+    length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    length.masked_fill_(length == 0, 1.0)
+    return u.div_(length), largest.mul_(length)
 
 
 def floored_direction(v: Tensor) -> Tensor:

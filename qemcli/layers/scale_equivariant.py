@@ -12,15 +12,15 @@ from above. Source: arXiv:2406.10685, section 5 and appendix A.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qemcli.layers.images import Rows, channels, mapped, product, whole
-from qemcli.layers.pooling import direction
+from qemcli.layers.images import Choice, Image, Rows, channels, mapped, product, whole
+from qemcli.layers.pooling import direction, reciprocal_length
 
 FIRST, HIDDEN, LAST = 0, 1, 2  # where a neuron is: among the inputs, hidden, among the outputs
 
@@ -46,6 +46,11 @@ class Perceptron(nn.Module):
         inner = self.between(*parts)
         return F.linear(inner.sum(axis), self.outer.weight, inner.shape[axis] * self.outer.bias)
 
+    @property
+    def random(self) -> bool:
+        """Whether equal rows may have different answers."""
+        return self.training and self.dropout.p > 0
+
     def between(self, *parts: Rows) -> Tensor:
         """What the outer Linear reads. Parts meet behind the inner Linear, so that those of nodes
         are multiplied once a node."""
@@ -69,6 +74,10 @@ class Invariant(nn.Module, ABC):
     def mapped(self, x: Rows, weight: Tensor, bias: Tensor) -> Tensor:
         """inv(x) through an affine map, which is joined to what inv ends with where it can be."""
         return F.linear(self(whole(x)), weight, bias)
+
+    def read(self, x: Rows) -> Tensor | Choice:
+        """inv(x); a choice where it is one of few rows whatever x is."""
+        return self(whole(x))
 
 
 class Absolute(Invariant):
@@ -112,6 +121,21 @@ class Direction(Invariant):
 
     def forward(self, x: Tensor) -> Tensor:
         return direction(x)
+
+    def mapped(self, x: Rows, weight: Tensor, bias: Tensor) -> Tensor:
+        if isinstance(x, Image):
+            # One factor a row, which stands better on the few entries.
+            x = Image(x.entries * reciprocal_length(whole(x)), x.table)
+            return mapped(x, weight, bias)
+        return super().mapped(x, weight, bias)
+
+    def read(self, x: Rows) -> Tensor | Choice:
+        """A number times one vector points against it, nowhere or along it."""
+        if not (isinstance(x, Image) and len(x.table) == 1):
+            return self(whole(x))
+        signs = torch.tensor([-1, 0, 1], device=x.table.device)
+        chosen = (x.entries.sign() == signs).to(x.entries.dtype)
+        return Choice(chosen, signs[:, None] * direction(x.table))
 
 
 class PlainEnds(nn.Module):
@@ -222,15 +246,22 @@ class ScaleEdge(nn.Module):
         self.invariant = style.invariant(channels, style)
         self.phi = style.perceptron(2 * channels, writes)
 
-    def forward(self, edges: list[Rows], layers: list[Tensor], wanted: Set[int]) -> list[Rows]:
+    def forward(self, edges: list[Rows], layers: Sequence[Rows], wanted: Set[int]) -> list[Rows]:
         """Edges of layers 1..L and nodes of layers 0..L; those not wanted stay as they are."""
-        seen = {l: self.invariant(layers[l]) for l in wanted | {l + 1 for l in wanted}}
-        return [
-            mapped(e, self.linear.weight) * self.phi(seen[l][:, None], seen[l + 1][:, :, None])
-            if l in wanted
-            else e
-            for l, e in enumerate(edges)
-        ]
+        seen = {l: self.invariant.read(layers[l]) for l in wanted | {l + 1 for l in wanted}}
+        found = list(edges)
+        for l in wanted:
+            modulation = self._modulation(seen[l], seen[l + 1])
+            found[l] = mapped(edges[l], self.linear.weight) * modulation
+        return found
+
+    def _modulation(self, below: Tensor | Choice, above: Tensor | Choice) -> Tensor:
+        """phi of what is below, (b, m, c), and above, (b, n, c): (b, n, m, c)."""
+        if isinstance(below, Choice) and isinstance(above, Choice) and not self.phi.random:
+            table = self.phi(below.table, above.table[:, None])
+            return Choice.of_pairs(above, below, table).rows()
+        low, high = (x.rows() if isinstance(x, Choice) else x for x in (below, above))
+        return self.phi(low[:, None], high[:, :, None])
 
 
 class PlainMap(nn.Module):
@@ -263,9 +294,11 @@ class PlainEdge(nn.Module):
         super().__init__()
         self.phi = style.perceptron(3 * channels, writes)
 
-    def forward(self, edges: list[Rows], layers: list[Tensor], wanted: Set[int]) -> list[Rows]:
+    def forward(self, edges: list[Rows], layers: Sequence[Rows], wanted: Set[int]) -> list[Rows]:
         """Edges of layers 1..L and nodes of layers 0..L; those not wanted stay as they are."""
         return [
-            self.phi(e, layers[l][:, None], layers[l + 1][:, :, None]) if l in wanted else e
+            self.phi(e, whole(layers[l])[:, None], whole(layers[l + 1])[:, :, None])
+            if l in wanted
+            else e
             for l, e in enumerate(edges)
         ]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qemcli.balance import balance
 from qemcli.layers.features import Features
@@ -151,7 +150,7 @@ class ScaleEntry(nn.Module):
         for l, (bias, code) in enumerate(zip(biases, self.node_codes(), strict=True)):
             if self.symmetry.factors and place(l, last) == HIDDEN:
                 # One code a layer.
-                own = self.node.weight * self.codes[first + l - 1][:, None]
+                own = self.node.weight.T * self.codes[first + l - 1]
                 found.append(Image(bias[..., None], own))
             else:
                 found.append(self.node(bias[..., None]) + code)
@@ -160,15 +159,15 @@ class ScaleEntry(nn.Module):
     def _edges(self, weights: list[Tensor] | tuple[Tensor, ...], sizes: Tensor) -> list[Rows]:
         found: list[Rows] = []
         for l, code in enumerate(self._edge_codes()):
-            x, matrix = weights[l] / sizes[l], self.windows.cut(list(self.weights), l)
+            x, table = weights[l] / sizes[l], self.windows.cut(list(self.weights), l).T
             if code is None:
-                found.append(image(x, matrix))
+                found.append(image(x, table))
             elif not self.symmetry.factors:
-                found.append(F.linear(x, matrix) + code)
+                found.append(x @ table + code)
             elif code.dim() == 1:  # one code a layer
-                found.append(image(x, matrix * code[:, None]))
+                found.append(image(x, table * code))
             else:
-                found.append(F.linear(x, matrix) * code)
+                found.append(x @ table * code)
         return found
 
     def _edge_codes(self) -> list[Tensor | None]:
@@ -239,8 +238,9 @@ class ScaleLayer(nn.Module):
         """Nodes of the layers `targets` and the `wanted` edges (0: those between layers 0 and 1)
         anew; the others as they were."""
         nodes, last = graph.nodes, len(graph.nodes) - 1
+        sent = graph.sent or nodes
         seen = [
-            direction(graph.sent or nodes, edges, codes, targets)
+            direction(sent, edges, codes, targets)
             for direction, edges in zip(self.directions, (graph.edges, graph.above), strict=False)
         ]
         updated = list(nodes)
@@ -250,8 +250,8 @@ class ScaleLayer(nn.Module):
             updated[l] = self.update(place(l, last), torch.cat([nodes[l], *came], -1), *own)
         if self.edge is None:
             return Graph(updated, graph.edges, graph.above)
-        edges = self.edge(graph.edges, nodes, wanted)
-        above = edges if self.edge_above is None else self.edge_above(graph.above, nodes, wanted)
+        edges = self.edge(graph.edges, sent, wanted)
+        above = edges if self.edge_above is None else self.edge_above(graph.above, sent, wanted)
         return Graph(updated, edges, above)
 
 

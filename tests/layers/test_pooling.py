@@ -12,6 +12,7 @@ from qemcli.layers.pooling import (
     NPPool,
     PublishedNormalisingPool,
     direction,
+    reciprocal_length,
 )
 
 
@@ -68,8 +69,21 @@ def test_direction_of_zero_is_zero_with_a_finite_gradient():
     expected = torch.tensor([[0.0, 0.0], [0.6, 0.8], [1.0, 0.0]], dtype=torch.float64)
     assert torch.allclose(u, expected, rtol=1e-14, atol=0)
     assert v.grad[:2].isfinite().all()
+    assert reciprocal_length(v).flatten().tolist() == pytest.approx([0.0, 0.2, 1e300])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_direction_is_that_of_vectors_of_any_size(dtype):
+    kind = torch.finfo(dtype)
+    sizes = [kind.tiny, kind.tiny**0.5, kind.tiny**0.25, 1.0, kind.max**0.5, kind.max / 8]
+    v = torch.tensor(sizes, dtype=dtype)[:, None] * torch.tensor([3.0, -4.0], dtype=dtype)
+    expected = torch.tensor([0.6, -0.8], dtype=dtype).expand_as(v)
+    assert torch.allclose(direction(v), expected, rtol=4 * kind.eps, atol=0)
+    assert torch.allclose(direction(v[3:4]), expected[3:4], rtol=4 * kind.eps, atol=0)
+    assert torch.allclose(v * reciprocal_length(v), expected, rtol=4 * kind.eps, atol=0)
 
 
 def test_direction_has_the_gradient_of_the_normalised_vector():
     v = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert torch.autograd.gradcheck(direction, v.requires_grad_())
+    assert torch.autograd.gradcheck(reciprocal_length, v)
