@@ -24,6 +24,7 @@ A comparison is a TOML file:
     quasi = "balanced"
     (optional) name = "StatNN"                   # in tables; else architecture, mode, settings
     (optional) preset = "statnn-standardised"    # of `qem models --presets`, before `config`
+    (optional) schedule = { lr = 4e-3 }          # where this design's own differs
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qemcli import registry
@@ -66,6 +68,7 @@ class Comparison:
     schedule: Schedule = Schedule()
     designs: tuple[Design, ...] = ()
     names: tuple[str, ...] = ()
+    schedules: tuple[dict[str, Any], ...] = ()  # what differs in a design's schedule
 
     @property
     def edit(self) -> str | None:
@@ -83,10 +86,22 @@ class Comparison:
         names = self.names or tuple(map(label, self.designs))
         return dict(zip(names, self.designs, strict=True))
 
+    @property
+    def own(self) -> dict[str, dict[str, Any]]:
+        """What differs in a design's schedule from the others', by its name."""
+        given = self.schedules or ({},) * len(self.designs)
+        return dict(zip(self.entries, given, strict=True))
+
+    def scheduled(self, name: str) -> Schedule:
+        """The schedule of a design."""
+        return dataclasses.replace(self.schedule, **self.own[name])
+
     def only(self, names: Iterator[str] | list[str]) -> Comparison:
         """The same with these designs."""
         kept = {name: self.entries[name] for name in names}
-        return dataclasses.replace(self, designs=tuple(kept.values()), names=tuple(kept))
+        own = tuple(self.own[name] for name in kept)
+        designs, called = tuple(kept.values()), tuple(kept)
+        return dataclasses.replace(self, designs=designs, names=called, schedules=own)
 
 
 @dataclass(frozen=True)
@@ -114,9 +129,9 @@ class Trial:
         return hashlib.sha256(record.encode()).hexdigest()[:16]
 
 
-def label(design: Design) -> str:
+def label(design: Design, schedule: Mapping[str, Any] = MappingProxyType({})) -> str:
     """`monomial_nfn exact eps=0.5`: how a design is called in tables."""
-    settings = [f"{k}={v}" for k, v in sorted(design.config.items())]
+    settings = [f"{k}={v}" for k, v in sorted({**design.config, **schedule}.items())]
     return " ".join([design.architecture, design.quasi, *settings])
 
 
@@ -133,8 +148,9 @@ def load(path: Path) -> Comparison:
     document["seeds"] = tuple(document.get("seeds", (0, 1, 2)))
     document["augmented"] = tuple(document.get("augmented", ()))
     document["thresholds"] = tuple(map(float, document.get("thresholds", ())))
-    designs, names = tuple(d for d, _ in given), tuple(name for _, name in given)
-    found = Comparison(schedule=schedule, designs=designs, names=names, zoos=zoos, **document)
+    designs, names, own = zip(*given, strict=True) if given else ((), (), ())
+    kept: dict[str, Any] = {"designs": designs, "names": names, "schedules": own}
+    found = Comparison(schedule=schedule, zoos=zoos, **kept, **document)
     _check(found, path)
     return found
 
@@ -152,9 +168,12 @@ def _check(plan: Comparison, path: Path) -> None:
             raise UsageError(f"{path}: '{name}' is not among the designs", "; ".join(plan.entries))
 
 
-def _design(given: dict[str, Any], shared: dict[str, Any], where: str) -> tuple[Design, str]:
-    """(the design, its name) of one [[design]]."""
+def _design(
+    given: dict[str, Any], shared: dict[str, Any], where: str
+) -> tuple[Design, str, dict[str, Any]]:
+    """(the design, its name, what differs in its schedule) of one [[design]]."""
     preset, name = given.pop("preset", None), given.pop("name", None)
+    own = fields(Schedule, given.pop("schedule", {}), f"{where} schedule")
     fields(Design, given, where)
     if "architecture" not in given:
         raise UsageError(f"{where}: no architecture is named", "see `qem models`")
@@ -162,7 +181,7 @@ def _design(given: dict[str, Any], shared: dict[str, Any], where: str) -> tuple[
     quasi = given.get("quasi", chosen.pop("quasi", "none"))
     config = {**shared, **chosen, **given.get("config", {})}
     design = Design(given["architecture"], quasi, config)
-    return design, name or label(design)
+    return design, name or label(design, own), own
 
 
 def _preset(architecture: str, name: str, where: str) -> dict[str, Any]:
@@ -187,12 +206,13 @@ def trials(plan: Comparison) -> Iterator[Trial]:
         for augment in (None, *plan.augment):
             for name, design in plan.entries.items():
                 if augment is None or not plan.augmented or name in plan.augmented:
-                    yield Trial(design, seed, augment, _schedule(plan, augment), name)
+                    schedule = _schedule(plan.scheduled(name), augment)
+                    told = " ".join(f"{k}={v}" for k, v in plan.own[name].items())
+                    yield Trial(design, seed, augment, schedule, name, told)
 
 
-def _schedule(plan: Comparison, augment: Range | None) -> Schedule:
+def _schedule(whole: Schedule, augment: Range | None) -> Schedule:
     """Half the epochs over a doubled zoo: every run of a comparison takes as many steps."""
-    whole = plan.schedule
     return whole if augment is None else dataclasses.replace(whole, epochs=-(-whole.epochs // 2))
 
 

@@ -146,10 +146,10 @@ def study(
     those that are kept are read, the others run on the sample."""
     optuna = _library()
     design = plan.entries[name]
-    over = ranges(design, plan.schedule)
+    over = ranges(design, plan.scheduled(name))
     sampler = optuna.samplers.TPESampler(seed=SEED)
     found = optuna.create_study(direction="maximize", sampler=sampler)
-    found.enqueue_trial(_present(design, plan.schedule, over))
+    found.enqueue_trial(_present(design, plan.scheduled(name), over))
     rows = []
     for number in range(count):
         asked = found.ask()
@@ -204,7 +204,7 @@ def _tried(
     sample: Sample | None,
 ) -> dict[str, Any]:
     """The row of one trial, from its file where it is kept."""
-    design, schedule = with_settings(plan.entries[name], plan.schedule, settings)
+    design, schedule = with_settings(plan.entries[name], plan.scheduled(name), settings)
     trial = Trial(design, SEED, None, schedule, name)
     depends = [trial.key(plan, data), "validation"]
     path = folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}.json"

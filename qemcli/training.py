@@ -227,6 +227,7 @@ class Run:
             parts = list(train.networks.parts(mine))
             found = self.reading([(space, flat.to(self.device)) for space, flat, _ in parts])
             wanted = train.target[mine[torch.cat([places for _, _, places in parts])]]
+            wanted = wanted.repeat_interleave(self.model.members, dim=0)
             loss = self.task.loss(found, wanted.to(self.device))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()

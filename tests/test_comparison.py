@@ -155,6 +155,28 @@ def test_what_a_run_is_called_is_no_part_of_its_key() -> None:
     assert one.key(PLAN, "d") != dataclasses.replace(one, seed=9).key(PLAN, "d")
 
 
+def test_a_design_may_have_a_schedule_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        'zoo = "x"\n[schedule]\nepochs = 6\nlr = 1e-3\n'
+        '[[design]]\narchitecture = "statnn"\n'
+        '[[design]]\narchitecture = "statnn"\nschedule = { lr = 4e-3 }\n'
+    )
+    plan = comparison.load(path)
+    assert list(plan.entries) == ["statnn none", "statnn none lr=0.004"]
+    first, second = list(trials(plan))[:2]
+    assert first.schedule == Schedule(epochs=6, lr=1e-3)
+    assert not first.settings
+    assert second.schedule == Schedule(epochs=6, lr=4e-3)
+    assert second.settings == "lr=0.004"
+    assert first.key(plan, "data") != second.key(plan, "data")
+    kept = plan.only(["statnn none lr=0.004"])
+    assert [t.schedule.lr for t in trials(kept)] == [4e-3] * 3
+    path.write_text(path.read_text().replace("{ lr", "{ rate"))
+    with pytest.raises(UsageError, match="rate"):
+        comparison.load(path)
+
+
 def test_names_that_are_no_design_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('augmented = ["statnn exact"]\n[[design]]\narchitecture = "statnn"\n')

@@ -6,7 +6,11 @@ Unterthiner et al., arXiv:2002.11448, with those of single neurons and of the sp
     x_p = 2 tanh(U z_p),  p = 1..P         z_p learned on a grid of half the size, U bilinear
     a = concat_p f_w(x_p)                  f_w the network itself, log-probabilities
     s = log phi(w)                         seven of every tensor; norms, biases, spectra of layers
-    y = MLP(A (a - mean) / std + S (s - mean) / std)            constants of the training set
+    y_m = MLP_m(A_m (a - mean) / std + S_m (s - mean) / std)    constants of the training set
+    y = mean_m y_m,  m = 1..M                                   members that share their matrices
+
+The members (layers/ensemble.py) see the same probes and learn each on its own. In training whole
+probes are left out of a network's answers at random.
 
 a depends on the function alone and s on the weights up to the order of neurons. Behind `balanced`,
 which is how it is meant, w is the balanced representative and y is exactly invariant to scales and
@@ -26,6 +30,7 @@ from qemcli import groups
 from qemcli.errors import UsageError
 from qemcli.functions import image_shape, respond
 from qemcli.groups import allowed
+from qemcli.layers.ensemble import OwnLinear, SharedLinear
 from qemcli.layers.metanetwork import Metanetwork, Mixed
 from qemcli.layers.presets import Preset
 from qemcli.layers.probing import (
@@ -58,13 +63,17 @@ READS = (Layered,)
 class Config:
     """`probes`: how many, 0 none; `statistics`: whether the weights are looked at too.
 
-    `head`: width of the two hidden layers; `dropout` in [0, 1) after each.
+    `members`: heads whose mean is answered; `head`: width of the two hidden layers; `dropout` in
+    [0, 1) after each; `missed` in [0, 1): the share of probes whose answers a network loses in
+    training.
     """
 
     probes: int = 64
     statistics: bool = True
+    members: int = 8
     head: int = 256
-    dropout: float = 0.2
+    dropout: float = 0.1
+    missed: float = 0.1
     outputs: int = 1
 
 
@@ -72,24 +81,31 @@ PRESETS = {
     "probestat": Preset(Config(), None, "ours: behind `balanced`, what qem train begins with"),
     "probestat-probes": Preset(Config(statistics=False), None, "ours: probes alone"),
     "probestat-statistics": Preset(Config(probes=0), None, "ours: statistics alone"),
+    "probestat-alone": Preset(Config(members=1), None, "ours: one head instead of eight"),
 }
 
 
 class Reading(nn.Module):
     """Numbers (b, n) standardised by constants of the training set, kept within `limit`, and one
-    linear map of them."""
+    linear map of them a member: (members, b, channels). `groups` of them are left out together in
+    training, each with probability `missed`."""
 
-    def __init__(self, numbers: int, channels: int, limit: float) -> None:
+    def __init__(
+        self, numbers: int, config: Config, limit: float, groups: int = 1, missed: float = 0.0
+    ) -> None:
         super().__init__()
-        self.limit = limit
-        self.scale, self.linear = Standardise(numbers), nn.Linear(numbers, channels)
+        self.limit, self.groups = limit, groups
+        self.scale, self.missed = Standardise(numbers), nn.Dropout1d(missed)
+        self.linear = SharedLinear(config.members, numbers, config.head, apart=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.scale(x).clamp(-self.limit, self.limit))
+        x = self.scale(x).clamp(-self.limit, self.limit)
+        return self.linear(self.missed(x.unflatten(1, (self.groups, -1))).flatten(1))
 
 
 class Head(nn.Module):
-    """The probes, and one answer from what networks say to them and what is told of their weights.
+    """The probes, and one answer from what networks say to them and what is told of their weights:
+    (b, outputs), in training (b members, outputs).
 
     `space`: one of the networks that are asked; `numbers`: of those that are told.
     """
@@ -98,23 +114,24 @@ class Head(nn.Module):
         super().__init__()
         if not (config.probes or config.statistics):
             raise UsageError("probestat without probes and statistics reads nothing")
-        head, dropout = config.head, config.dropout
+        head, members = config.head, config.members
         self.probes: nn.Module | None = None
         self.answers: Reading | None = None
         self.statistics: Reading | None = None
         if config.probes:
             require_runnable(space)
             self.probes = _probes(space, config.probes)
-            self.answers = Reading(config.probes * space.layers[-1].rows, head, math.inf)
+            said = config.probes * space.layers[-1].rows
+            self.answers = Reading(said, config, math.inf, config.probes, config.missed)
         if config.statistics:
-            self.statistics = Reading(numbers, head, LIMIT)
+            self.statistics = Reading(numbers, config, LIMIT)
         self.mlp = nn.Sequential(
             nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(head, head),
+            nn.Dropout(config.dropout),
+            SharedLinear(members, head, head),
             nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(head, config.outputs),
+            nn.Dropout(config.dropout),
+            OwnLinear(members, head, config.outputs),
         )
 
     def fit(self, parts: Iterable[tuple[Layered, Mapping[str, Tensor], Tensor]]) -> None:
@@ -139,7 +156,9 @@ class Head(nn.Module):
     def forward(self, space: Layered, w: Mapping[str, Tensor], told: Tensor) -> Tensor:
         read = [] if self.answers is None else [self.answers(self._said(space, w))]
         read += [] if self.statistics is None else [self.statistics(told)]
-        return self.mlp(torch.stack(read).sum(0))
+        y = self.mlp(torch.stack(read).sum(0))
+        # In training one answer of every member, network by network; then what they say together.
+        return y.transpose(0, 1).flatten(0, 1) if self.training else y.mean(0)
 
 
 def _probes(space: Layered, count: int) -> nn.Module:
@@ -154,6 +173,7 @@ class Model(Metanetwork):
     def __init__(self, space: WeightSpace, config: Config = Config()) -> None:
         super().__init__()
         self.space, self.config = layered_of(space, NAME), config
+        self.members = config.members
         point = {name: torch.zeros(1, *shape) for name, shape in space.shapes.items()}
         self.head = Head(self.space, self._told(point).shape[1], config)
 
@@ -181,7 +201,7 @@ class Mixture(Mixed):
 
     def __init__(self, spaces: Sequence[WeightSpace], config: Config = Config()) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.members = config, config.members
         self.asked = most_sure([layered_of(space, NAME) for space in spaces])
         self.head = Head(self.asked, POOLED, config)
         for space in spaces:

@@ -21,7 +21,13 @@ Blocks = list[dict[str, Tensor]]  # the roles of a transformer's blocks, (b, c, 
 
 
 class Metanetwork(nn.Module, ABC):
-    """dict of (b, *shape) -> raw outputs (b, outputs), or for an editor dict of (b, k, *shape)."""
+    """dict of (b, *shape) -> raw outputs (b, outputs), or for an editor dict of (b, k, *shape).
+
+    An ensemble of `members` answers (b members, outputs) in training, network by network: each
+    member learns on its own.
+    """
+
+    members = 1
 
     @abstractmethod
     def claims(self, space: WeightSpace) -> set[str]:
@@ -49,6 +55,8 @@ class Metanetwork(nn.Module, ABC):
 
 class Mixed(nn.Module, ABC):
     """One set of parameters for networks of many weight spaces."""
+
+    members = 1  # as of a Metanetwork
 
     def __init__(self) -> None:
         super().__init__()

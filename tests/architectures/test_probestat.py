@@ -10,7 +10,7 @@ import torch
 from layer_kit import SPACES as OTHERS
 from layer_kit import draw_weights, randomise
 
-from qemcli import groups
+from qemcli import groups, registry
 from qemcli.architectures import probestat
 from qemcli.balance import balance
 from qemcli.errors import InputError, UnsupportedError, UsageError
@@ -114,14 +114,61 @@ def test_probes_are_learned_ten_times_as_fast(rng):
     w = {k: v.float() for k, v in draw_weights(SPACES["cnn"], 6, rng).items()}
     before, head = (
         model.head.probes.coarse.detach().clone(),
-        model.head.mlp[2].weight.detach().clone(),
+        model.head.mlp[2].linear.weight.detach().clone(),
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     model(w).sum().backward()
     optimizer.step()
     probes = (model.head.probes.coarse - before).abs().max() * 10
-    assert 5 < probes / (model.head.mlp[2].weight - head).abs().max() < 20
+    assert 5 < probes / (model.head.mlp[2].linear.weight - head).abs().max() < 20
     assert model.head.probes().abs().max() <= 2
+
+
+def test_members_answer_apart_in_training_and_their_mean_afterwards(rng):
+    space = SPACES["cnn"]
+    torch.manual_seed(0)
+    config = replace(PARTS["both"], members=3, outputs=2, dropout=0.0, missed=0.0)
+    model = randomise(probestat.Model(space, config).double())
+    w = draw_weights(space, 6, rng)
+    model.calibrate(w)
+    with torch.no_grad():
+        apart, mean = model.train()(w), model.eval()(w)
+    assert apart.shape == (6 * model.members, 2)
+    assert mean.shape == (6, 2)
+    assert torch.allclose(apart.unflatten(0, (6, 3)).mean(1), mean, rtol=1e-12)
+    assert apart.unflatten(0, (6, 3)).std(1).min() > 1e-6
+
+
+def test_every_member_learns_alone(rng):
+    """The gradient of one member's own maps does not know what the others answered."""
+    space, task = SPACES["cnn"], registry.load("tasks", "generalization")
+    model = build("both", space).train()
+    model.config = replace(model.config, dropout=0.0, missed=0.0)
+    w, target = draw_weights(space, 6, rng), torch.rand(6, dtype=torch.float64)
+    found = []
+    for far in (0.0, 5.0):
+        torch.manual_seed(0)
+        model.zero_grad()
+        with torch.no_grad():
+            model.head.mlp[5].bias[1:] += far
+        answers = model(w)[:, :1]
+        task.loss(answers, target.repeat_interleave(model.members)).backward()
+        found.append(model.head.mlp[5].weight.grad.clone())
+    assert torch.equal(found[0][0], found[1][0])
+    assert not torch.allclose(found[0][1], found[1][1])
+
+
+def test_whole_probes_are_left_out_in_training_only():
+    torch.manual_seed(0)
+    config = probestat.Config(probes=40, head=8, missed=0.5)
+    reading = probestat.Reading(40 * 3, config, 5.0, groups=40, missed=0.5)
+    seen: list[torch.Tensor] = []
+    reading.linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    reading(torch.ones(6, 120)), reading.eval()(torch.ones(6, 120))
+    dropped = seen[0].unflatten(1, (40, 3)) == 0
+    assert torch.equal(dropped.any(2), dropped.all(2))
+    assert 0.3 < dropped.float().mean() < 0.7
+    assert (seen[1] == 1).all()
 
 
 def test_what_cannot_be_read_is_said():
