@@ -11,7 +11,7 @@ from torch import Tensor
 from qemcli.groups import Element, act
 from qemcli.layers.features import Features, act_on_features
 from qemcli.layers.metanetwork import Blocks, Metanetwork
-from qemcli.spaces import Chain, Transformer, WeightSpace
+from qemcli.spaces import Layered, Transformer, WeightSpace
 
 Networks = Mapping[str, Tensor]
 
@@ -26,7 +26,7 @@ def steps(
     """
     with torch.no_grad():
         moved = act(g, space, w)
-        if isinstance(space, Chain):
+        if isinstance(space, Layered):
             pairs = zip(module.equivariant(w), module.equivariant(moved), strict=True)
             for (name, plain), (_, found) in pairs:
                 yield name, _of_features(space, g, plain, found), _strict(module, name)
@@ -44,7 +44,7 @@ def _strict(module: Metanetwork, step: str) -> bool:
     return bool(getattr(quasi, "strict", quasi.keeps_invariance))
 
 
-def _of_features(space: Chain, g: Element, plain: Features, found: Features) -> Tensor:
+def _of_features(space: Layered, g: Element, plain: Features, found: Features) -> Tensor:
     wanted = act_on_features(space, g, plain)
     pairs = zip(wanted, found, strict=True)
     return _worst([both for pair in pairs for both in zip(*pair, strict=True)])

@@ -31,7 +31,7 @@ SMALL = {
 }
 IMAGES = mixed_spaces()[:4]  # those that read images of one shape
 CHAINS = [space for space in mixed_spaces() if isinstance(space, Chain)]
-READ = {"probegen": IMAGES, "neural_graphs": CHAINS}
+READ = {"probegen": IMAGES}
 
 
 def _write(folder: Path, architecture: str) -> Path:

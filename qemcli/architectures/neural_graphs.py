@@ -7,7 +7,8 @@ arXiv:2403.12143.
 
 A neuron is a node, a weight an edge in both directions, a kernel one edge with all its taps. The
 nodes of a hidden layer share one code, inputs and outputs have their own: hidden neurons are
-exchangeable, and nothing else is. Over many architectures the code of a place is how far it is from
+exchangeable, and nothing else is. A residual sum is an edge of value 1 between the neurons that are
+added. Over many architectures the code of a place is how far it is from
 the inputs and from the outputs (layers/shared_graph.py).
 """
 
@@ -32,9 +33,11 @@ from qemcli.layers.presets import Preset
 from qemcli.layers.relational import Transformer
 from qemcli.layers.shared_graph import Layout, StandardiseKinds
 from qemcli.registry import suggest
-from qemcli.spaces import Chain, WeightSpace, chain_of
+from qemcli.spaces import Chain, Layered, WeightSpace, layered_of
 
 BACKBONES = ("gnn", "transformer")
+
+READS = (Layered,)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ EDITORS = {
 class _Graph(Metanetwork):
     """What model and editor have in common: a backbone, and what it is equivariant to."""
 
-    space: Chain
+    space: Layered
     backbone: GNN | Transformer
     quasi: quasi.Layer | None
 
@@ -135,7 +138,7 @@ class Model(_Graph):
     """dict of (b, *shape) -> raw outputs (b, outputs)."""
 
     def __init__(
-        self, space: Chain, config: Config = Config(), layout: Layout | None = None
+        self, space: Layered, config: Config = Config(), layout: Layout | None = None
     ) -> None:
         super().__init__()
         self.space, self.config = space, config
@@ -149,7 +152,8 @@ class Model(_Graph):
 
 
 class Mixture(Mixed):
-    """A neural graph over many architectures: MLPs, CNNs and SIRENs with as many outputs each.
+    """A neural graph over many architectures that have as many outputs each: MLPs, CNNs and SIRENs,
+    with or without residual sums.
 
     `core` holds the parameters; the graphs of the architectures are modules without any, which are
     called with those of the core.
@@ -164,7 +168,7 @@ class Mixture(Mixed):
             )
         if len(spaces) > 1:
             quasi.refuse_many(config.quasi)
-        chains = [chain_of(space, "a neural graph") for space in spaces]
+        chains = [layered_of(space, "a neural graph") for space in spaces]
         self.config, self.layout = config, Layout.of(chains)
         self.core = Model(chains[0], config, self.layout)
         for space in spaces:
@@ -172,7 +176,7 @@ class Mixture(Mixed):
 
     def bind(self, space: WeightSpace) -> Metanetwork:
         """The graph of one architecture; UnsupportedError where the layout does not hold it."""
-        chain = chain_of(space, "a neural graph")
+        chain = layered_of(space, "a neural graph")
         self.layout.check(chain)
         return Placed(self, chain)
 
@@ -181,14 +185,14 @@ class Mixture(Mixed):
         maps, weights and biases."""
         standard = self.core.backbone.entry.standard
         if isinstance(standard, StandardiseKinds):
-            chains = [(chain_of(space, "a neural graph"), w) for space, w in parts]
+            chains = [(layered_of(space, "a neural graph"), w) for space, w in parts]
             standard.fit((chain, door(chain, w)) for chain, w in chains)
 
 
 class Placed(Metanetwork):
     """dict of (b, *shape) -> raw outputs (b, outputs), of one of the architectures."""
 
-    def __init__(self, shared: Mixture, space: Chain) -> None:
+    def __init__(self, shared: Mixture, space: Layered) -> None:
         super().__init__()
         self.shared, self.space = shared, space
         with torch.device("meta"):
@@ -232,12 +236,12 @@ class Editor(_Graph):
         return self.out(list(zip(edges, nodes, strict=True)))
 
 
-def _features(space: Chain, x: Tensor, edges: list[Tensor]) -> Features:
+def _features(space: Layered, x: Tensor, edges: list[Tensor]) -> Features:
     """Nodes of layers 1..L in the place of the biases, edges in that of the weights."""
     return list(zip(edges, x.split(list(space.widths), dim=1)[1:], strict=True))
 
 
-def _steps(space: Chain, steps: list[tuple[Tensor, list[Tensor]]]) -> list[tuple[str, Features]]:
+def _steps(space: Layered, steps: list[tuple[Tensor, list[Tensor]]]) -> list[tuple[str, Features]]:
     return [(f"layer{i}", _features(space, *step)) for i, step in enumerate(steps, start=1)]
 
 
@@ -249,7 +253,7 @@ def _edge_channels(config: Config) -> int:
     return config.channels if config.backbone == "gnn" else config.channels // 2
 
 
-def _head(space: Chain, config: Config) -> nn.Module:
+def _head(space: Layered, config: Config) -> nn.Module:
     """The published heads: three Linears of the outputs' nodes, or two of twice the width."""
     c, reads = config.channels, space.widths[-1] * config.channels
     if config.backbone == "gnn":
@@ -258,7 +262,7 @@ def _head(space: Chain, config: Config) -> nn.Module:
 
 
 def _backbone(
-    space: Chain, config: Config, pairs: bool, layout: Layout | None = None
+    space: Layered, config: Config, pairs: bool, layout: Layout | None = None
 ) -> GNN | Transformer:
     """`pairs`: the transformer's last layer updates its pairs too."""
     require_hidden(space, "a neural graph")

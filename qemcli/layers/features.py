@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from qemcli.errors import UnsupportedError
 from qemcli.groups import Element
-from qemcli.spaces import Chain
+from qemcli.spaces import Chain, Layered
 
 Features = list[tuple[Tensor, Tensor]]
 
 
-def require_hidden(space: Chain, what: str) -> None:
-    """UnsupportedError unless the chain has a hidden layer (L >= 2)."""
+def require_hidden(space: Layered, what: str) -> None:
+    """UnsupportedError unless the network has a hidden layer (L >= 2)."""
     if len(space.layers) < 2:
         raise UnsupportedError(
             f"{what} needs at least two layers; this network has {len(space.layers)}",
@@ -32,7 +32,7 @@ def require_hidden(space: Chain, what: str) -> None:
         )
 
 
-def door(space: Chain, w: Mapping[str, Tensor]) -> Features:
+def door(space: Layered, w: Mapping[str, Tensor]) -> Features:
     """dict of (b, *shape) -> one-channel features; an absent bias reads as zeros."""
     pairs = space.matrices(w)
     features = [(weight, bias[..., None]) for weight, bias in pairs]
@@ -57,7 +57,7 @@ def relu(x: Tensor) -> Tensor:
     return torch.relu(x) if x._is_view() else torch.relu_(x)
 
 
-def act_on_features(space: Chain, g: Element, features: Features) -> Features:
+def act_on_features(space: Layered, g: Element, features: Features) -> Features:
     """The group's action on features, the same on every channel and tap.
 
         W'[j,k] = factor_l[j] / factor_{l-1}[k] * W[index_l[j], index_{l-1}[k]]
@@ -67,14 +67,15 @@ def act_on_features(space: Chain, g: Element, features: Features) -> Features:
     """
     index, factor = g.index, g.factor
     moved: Features = []
-    for l, (weight, bias) in enumerate(features, start=1):
-        if (row := f"h{l}") in index:
+    axes = ("x", *space.axes)
+    for col, row, (weight, bias) in zip(axes, axes[1:], features, strict=False):
+        if row in index:
             rows = index[row]
             weight = weight.gather(1, rows[:, :, None, None].expand_as(weight))
             bias = bias.gather(1, rows[:, :, None].expand_as(bias))
             scale = factor[row].to(weight.dtype)
             weight, bias = weight * scale[:, :, None, None], bias * scale[:, :, None]
-        if (col := f"h{l - 1}") in index:
+        if col in index:
             weight = weight.gather(2, index[col][:, None, :, None].expand_as(weight))
             weight = weight / factor[col].to(weight.dtype)[:, None, :, None]
         moved.append((weight, bias))

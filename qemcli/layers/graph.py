@@ -24,11 +24,12 @@ from qemcli.functions import FUNCTIONS
 from qemcli.layers.features import Features, door
 from qemcli.layers.neurons import uniform
 from qemcli.layers.statistics import StandardiseTensors
-from qemcli.spaces import Chain
+from qemcli.spaces import Layered, Residual
 
 if TYPE_CHECKING:
     from qemcli.layers.shared_graph import Layout
 
+MIDDLE = -1  # the place of a residual sum in the windows
 FORWARD, REVERSED, BOTH = 0, 1, 2  # raw channels of an edge: (w, 0, w), reversed (0, w, w)
 
 
@@ -36,13 +37,14 @@ class Windows:
     """Where the taps of each layer stand in a window shared by all: kernels centred (the odd one
     left over goes behind), a single tap in the middle; a flattened junction has its own window.
 
-    `sizes` are the taps of the windows; `cut` takes a layer's taps (last axis) out of them. A
+    `sizes` are the taps of the windows; `cut` takes a layer's taps (last axis) out of them, and as
+    the last of `places` stands the middle, the kernel of a residual sum. A
     larger `kernel` leaves room for those of other networks, `flattened` puts all such junctions at
     the beginning of one window of that size.
     """
 
     def __init__(
-        self, space: Chain, kernel: tuple[int, int] | None = None, flattened: int = 0
+        self, space: Layered, kernel: tuple[int, int] | None = None, flattened: int = 0
     ) -> None:
         kernels = [space[la.weight].unfolded[2:] if la.conv else (1, 1) for la in space.layers]
         height, width = kernel or (max(side) for side in zip(*kernels, strict=True))
@@ -59,6 +61,7 @@ class Windows:
             else:
                 self.places.append((len(self.sizes), list(range(la.taps))))
                 self.sizes.append(la.taps)
+        self.places.append((0, [(height - 1) // 2 * width + (width - 1) // 2]))
 
     def cut(self, windows: Sequence[Tensor], l: int) -> Tensor:
         """The taps of layer l (0 is the first) out of `windows`, one (..., size) for each size."""
@@ -152,11 +155,12 @@ class Probes(nn.Module):
     Dense networks only (UnsupportedError).
     """
 
-    def __init__(self, space: Chain, count: int, channels: int) -> None:
+    def __init__(self, space: Layered, count: int, channels: int) -> None:
         super().__init__()
-        if space.layers[0].conv or space.activation is None:
+        sums = isinstance(space, Residual)
+        if space.layers[0].conv or space.activation is None or sums:
             raise UnsupportedError(
-                "probe features run dense networks whose activation is known",
+                "probe features run dense networks without sums whose activation is known",
                 "leave them out: probes = 0",
             )
         self.space = space
@@ -193,7 +197,7 @@ class Entry(nn.Module):
 
     def __init__(
         self,
-        space: Chain,
+        space: Layered,
         nodes: int,
         edges: int,
         fourier: int,
@@ -270,12 +274,18 @@ class Entry(nn.Module):
             back.append(self.weight_map(fro, l, REVERSED, weight, bias))
         return forward, back
 
+    def links(self, way: int, weight: Tensor, bias: Tensor) -> Tensor:
+        """(o,): the embedded edge of a residual sum through one more affine map, as in `edges`."""
+        one = weight.new_ones(1)
+        bias = self.edge_in.bias @ weight.T + bias
+        return self.weight_map(one, MIDDLE, way, weight @ self.edge_in.weight, bias)
+
     def absent(self) -> Tensor:
         """(edges,): the embedding of an edge that is not there."""
         return self.edge_in(self.weight_map.absent())
 
 
-def places(space: Chain) -> list[int]:
+def places(space: Layered) -> list[int]:
     """The kind of every node: each input its own, one a hidden layer, each output its own."""
     n, *hidden, outputs = space.widths
     kinds = list(range(n))

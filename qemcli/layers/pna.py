@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from qemcli.layers.features import Features
-from qemcli.layers.graph import Entry, blocks, sources
-from qemcli.spaces import Chain
+from qemcli.layers.graph import FORWARD, REVERSED, Entry, blocks, sources
+from qemcli.layers.links import Partners, across, modulated, partners
+from qemcli.spaces import Layered
 
 FLOOR = 1e-5  # of the variance
 
@@ -31,13 +32,14 @@ class PNA(nn.Module):
     """Node update from nodes (b, N, D) and the [s, t] of every block, (b, n_l, m_l, 2D).
 
     Edges of D channels; `encoder` is the map to [s, t], left to the caller. The widths are those of
-    the node layers, inputs first.
+    the node layers, inputs first. Where a layer has `partners` (links.py), all layers are updated.
     """
 
-    def __init__(self, widths: Sequence[int], channels: int) -> None:
+    def __init__(self, widths: Sequence[int], channels: int, partners: Partners) -> None:
         super().__init__()
-        self.widths = list(widths)
-        degrees = [a + b for a, b in zip([0, *widths[:-1]], [*widths[1:], 0], strict=True)]
+        self.widths, self.partners = list(widths), partners
+        ends = zip([0, *widths[:-1]], [*widths[1:], 0], partners, strict=True)
+        degrees = [a + b + len(own) for a, b, own in ends]
         logs = [math.log(d + 1) for d in degrees]
         average = sum(n * log for n, log in zip(widths, logs, strict=True)) / sum(widths)
         self.amplification = [log / average for log in logs]
@@ -59,10 +61,11 @@ class PNA(nn.Module):
         bias = self.out.weight @ self.post.bias + self.out.bias
         own, plain, scaled = post.split([d, 4 * d, 4 * d], dim=1)
         factors = self.amplification[-len(modulation) :]
-        updates = [
-            F.linear(aggregate(st, p[l], q[l]), plain + factors[l] * scaled)
-            for l, st in enumerate(modulation)
-        ]
+        updates = []
+        for l, (st, own_q) in enumerate(zip(modulation, q, strict=True)):
+            if linked := self.partners[len(self.widths) - len(modulation) + l]:
+                st, own_q = modulated(st, across(sent, linked), own_q)
+            updates.append(F.linear(aggregate(st, p[l], own_q), plain + factors[l] * scaled))
         return F.linear(old, own, bias) + torch.cat(updates, dim=1)
 
 
@@ -80,7 +83,12 @@ class EdgeUpdate(nn.Module):
         self.outer = nn.Linear(channels, channels)
 
     def forward(
-        self, edges: Sequence[Tensor], bias: Tensor, x: Tensor, widths: list[int]
+        self,
+        edges: Sequence[Tensor],
+        bias: Tensor,
+        x: Tensor,
+        widths: list[int],
+        partners: Partners,
     ) -> list[Tensor]:
         """edges: Linear e by target block, its bias apart: that is added once a node. Blocks may be
         those of the last layers only; x, of these widths, starts at their first source or before.
@@ -88,9 +96,20 @@ class EdgeUpdate(nn.Module):
         joined = torch.cat([self.target.weight, self.source.weight])
         bias = torch.cat([self.target.bias + bias, self.source.bias])
         target, source = F.linear(x, joined, bias).chunk(2, dim=-1)
-        sent, n = sources(source.split(widths, 1)), len(edges)
-        pairs = zip(edges, target.split(widths, 1)[-n:], sent[-n:], strict=True)
-        return [F.silu((e + t[:, :, None]).add_(s[:, None])) for e, t, s in pairs]
+        layers, n = source.split(widths, 1), len(edges)
+        found = []
+        ends = zip(target.split(widths, 1)[-n:], sources(layers)[-n:], partners[-n:], strict=True)
+        for e, (t, s, own) in zip(edges, ends, strict=True):
+            z = e + t[:, :, None]
+            if own:
+                z = torch.cat(
+                    [z[:, :, : -len(own)] + s[:, None], z[:, :, -len(own) :] + across(layers, own)],
+                    dim=2,
+                )
+            else:
+                z = z.add_(s[:, None])
+            found.append(F.silu(z))
+        return found
 
 
 class GNN(nn.Module):
@@ -101,12 +120,15 @@ class GNN(nn.Module):
     """
 
     def __init__(
-        self, space: Chain, channels: int, layers: int, entry: Entry, dropout: float
+        self, space: Layered, channels: int, layers: int, entry: Entry, dropout: float
     ) -> None:
         super().__init__()
+        self.partners = partners(space)
         self.widths, self.channels, self.edge_channels = list(space.widths), channels, channels
         self.entry, self.dropout = entry, nn.Dropout(dropout)
-        self.convolutions = nn.ModuleList(PNA(space.widths, channels) for _ in range(layers))
+        self.convolutions = nn.ModuleList(
+            PNA(space.widths, channels, self.partners) for _ in range(layers)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(layers - 1))
         self.updates = nn.ModuleList(EdgeUpdate(channels) for _ in range(layers - 1))
 
@@ -119,10 +141,11 @@ class GNN(nn.Module):
         """The outputs' nodes after the last layer (b, n_L, D).
 
         A layer of messages reads neighbours only, so the one before the last has to update the
-        last two node layers, and so on backwards: the rest is not computed.
+        last two node layers, and so on backwards: the rest is not computed, unless sums make
+        neighbours of layers that are far apart.
         """
-        *_, (x, _) = self._steps(w, whole=False)
-        return x
+        *_, (x, _) = self._steps(w, whole=any(self.partners))
+        return x[:, -self.widths[-1] :]
 
     def updated(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
         """Nodes and edges after every layer that updates both."""
@@ -163,7 +186,8 @@ class GNN(nn.Module):
             if i < len(updates):
                 x = self.dropout(F.silu(self.norms[i](x)))
                 widths = self.widths[-reach[i] :]
-                inner = updates[i](seen[1][-reach[i + 1] :], biases[1], x, widths)
+                edges = seen[1][-reach[i + 1] :]
+                inner = updates[i](edges, biases[1], x, widths, self.partners)
             yield x, inner
 
     def _entered(
@@ -173,8 +197,20 @@ class GNN(nn.Module):
         joined = torch.cat([biases[0], *(torch.zeros_like(b) for b in biases[1:])])
         forward, back = self.entry.edges(entries, torch.cat(weights), joined, last)
         sizes = [len(weight) for weight in weights]
-        parts = [e.split(sizes, dim=-1) for e in blocks(forward, back)[-last:]]
+        joint = self._linked(blocks(forward, back), torch.cat(weights), joined)[-last:]
+        parts = [e.split(sizes, dim=-1) for e in joint]
         return [list(found) for found in zip(*parts, strict=True)]
+
+    def _linked(self, dense: list[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
+        """The blocks with the embedded edges of sums behind the others."""
+        if not any(self.partners):
+            return dense
+        ways = [self.entry.links(way, weight, bias) for way in (FORWARD, REVERSED)]
+        found = []
+        for l, (block, own) in enumerate(zip(dense, self.partners, strict=True)):
+            links = [ways[other > l].expand(*block.shape[:2], 1, -1) for other in own]
+            found.append(torch.cat([block, *links], dim=2))
+        return found
 
 
 def mapped(edges: list[Tensor], weights: list[Tensor], bias: Tensor) -> list[list[Tensor]]:

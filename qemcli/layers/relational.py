@@ -6,7 +6,8 @@
     e_ij <- LN(e_ij + MLP([e_ij, e_ji], x_i, x_j)),     e <- LN(e + MLP e)
 
 Pairs without a weight take part with the embedding of an absent one; the score is divided by the
-root of the whole width, not of a head's. Both as published: arXiv:2403.12143.
+root of the whole width, not of a head's. Both as published: arXiv:2403.12143. A residual sum is
+added to the pair of the two neurons, as an identity is to a kernel.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qemcli.layers.graph import Entry
-from qemcli.spaces import Chain
+from qemcli.layers.graph import FORWARD, REVERSED, Entry
+from qemcli.layers.links import partners
+from qemcli.spaces import Layered
 
 
 def _linear(reads: int, writes: int, bias: bool = True) -> nn.Linear:
@@ -105,7 +107,7 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
-        space: Chain,
+        space: Layered,
         channels: int,
         layers: int,
         heads: int,
@@ -115,6 +117,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.widths, edges = list(space.widths), channels // 2
+        self.partners = partners(space)
         self.entry = entry
         self.layers = nn.ModuleList(
             RelationalLayer(channels, edges, heads, dropout) for _ in range(layers)
@@ -151,6 +154,13 @@ class Transformer(nn.Module):
                 e = self.updates[i](x, e)
             yield x, e
 
+    def _link(self, way: int, n: int) -> Tensor:
+        """(n, n, c): what a sum adds to the pair of a neuron and the one that it is added to."""
+        entry = self.entry.edge_in
+        still = torch.eye(len(entry.bias), dtype=entry.bias.dtype, device=entry.bias.device)
+        own = self.entry.links(way, still, torch.zeros_like(entry.bias)) - self.entry.absent()
+        return torch.eye(n, dtype=own.dtype, device=own.device)[:, :, None] * own
+
     def _pairs(self, forward: list[Tensor], back: list[Tensor]) -> Tensor:
         """Embedded edges in their places among all pairs, source first; the rest is absent."""
         absent = self.entry.absent()
@@ -161,5 +171,7 @@ class Transformer(nn.Module):
                 row[i - 1] = back[i - 1].transpose(1, 2)
             if i < len(forward):
                 row[i + 1] = forward[i].transpose(1, 2)
+            for l in self.partners[i]:
+                row[l] = row[l] + self._link(FORWARD if l > i else REVERSED, n)
             rows.append(torch.cat(row, dim=2))
         return torch.cat(rows, dim=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qemcli.errors import UnsupportedError
 from qemcli.layers.features import Features
 from qemcli.layers.graph import Windows
-from qemcli.spaces import ACTIVATIONS, Chain
+from qemcli.spaces import ACTIVATIONS, Layered
 
 DEEPEST = 32  # layers that have a code
 KINDS = (*sorted(ACTIVATIONS), None)  # of hidden neurons
@@ -34,7 +34,7 @@ class Layout:
     outputs: int
 
     @classmethod
-    def of(cls, spaces: Sequence[Chain]) -> Layout:
+    def of(cls, spaces: Sequence[Layered]) -> Layout:
         """The least that holds all of them."""
         kernels = [
             space[la.weight].unfolded[2:] for space in spaces for la in space.layers if la.conv
@@ -44,7 +44,7 @@ class Layout:
         inputs = max(space.widths[0] for space in spaces)
         return cls((height, width), max(positions, default=0), inputs, spaces[0].widths[-1])
 
-    def check(self, space: Chain) -> None:
+    def check(self, space: Layered) -> None:
         """UnsupportedError where a network does not fit in."""
         own = Layout.of([space])
         fits = own.outputs == self.outputs and own.inputs <= self.inputs
@@ -56,11 +56,11 @@ class Layout:
                 f"{self.outputs} outputs exactly does not hold it"
             )
 
-    def windows(self, space: Chain) -> Windows:
+    def windows(self, space: Layered) -> Windows:
         """Where the taps of each layer stand in the windows of all."""
         return Windows(space, self.kernel, self.flattened)
 
-    def standard(self, space: Chain) -> StandardiseKinds:
+    def standard(self, space: Layered) -> StandardiseKinds:
         """The standardisation of a network's entries."""
         return StandardiseKinds(space)
 
@@ -69,7 +69,7 @@ class Layout:
         """How many there are."""
         return 2 * DEEPEST + len(KINDS) + self.inputs + self.outputs
 
-    def places(self, space: Chain) -> list[list[int]]:
+    def places(self, space: Layered) -> list[list[int]]:
         """The three codes of every node."""
         n, *hidden, outputs = space.widths
         deep = len(space.layers)
@@ -88,13 +88,13 @@ class StandardiseKinds(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, space: Chain) -> None:
+    def __init__(self, space: Layered) -> None:
         super().__init__()
         self.kinds = [2 * la.conv for la in space.layers]
         self.register_buffer("shift", torch.zeros(4))
         self.register_buffer("scale", torch.ones(4))
 
-    def fit(self, parts: Iterable[tuple[Chain, Features]]) -> None:
+    def fit(self, parts: Iterable[tuple[Layered, Features]]) -> None:
         """Features of one channel, of the networks of every weight space."""
         sums = torch.zeros(3, 4, dtype=torch.float64)  # how many, of x, of its square
         for space, features in parts:

@@ -140,7 +140,7 @@ class StandardiseTensors(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, space: Chain, on: bool) -> None:
+    def __init__(self, space: Layered, on: bool) -> None:
         super().__init__()
         self.on = on
         sizes = (2 * len(space.layers),) if on else (0,)

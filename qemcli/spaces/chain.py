@@ -70,6 +70,11 @@ class Layered(WeightSpace):
     def depth(self) -> int:
         return len(self.layers)
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axis that every layer writes: `h1`, `h2`, ..., and `y`, the last."""
+        return (*(f"h{i}" for i in range(1, len(self.layers))), "y")
+
     def same_layers(self, other: Layered) -> bool:
         """True where `other` has the same maps, whatever its tensors are called."""
         mine = [(la.rows, la.cols, la.taps, la.conv) for la in self.layers]

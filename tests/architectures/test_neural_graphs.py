@@ -12,9 +12,14 @@ from qemcli.architectures import neural_graphs as ng
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.features import act_on_features
 from qemcli.layers.pna import aggregate, mapped
-from qemcli.spaces import siren
+from qemcli.spaces import cnn, mlp, residual, siren
 
 SIREN = siren([2, 5, 7, 3])
+SUMS = residual(cnn([2, 4, 3, 4, 4], 5), [-1, -1, 0, 2, -1])
+LOOPED = {
+    "chain": siren([2, 3, 4, 1]),
+    "sums": residual(mlp([2, 3, 2, 3, 3, 1]), [-1, -1, 0, 0, -1]),
+}
 SMALL = {"channels": 8, "layers": 3}
 CASES = {
     "gnn": (SIREN, {}),
@@ -25,6 +30,9 @@ CASES = {
     "transformer": (SIREN, {"backbone": "transformer", "channels": 16, "probes": 2}),
     "transformer-fourier": (SIREN, {"backbone": "transformer", "fourier": 3, "fourier_scale": 0.5}),
     "transformer-flatten": (SPACES["flatten"], {"backbone": "transformer"}),
+    "gnn-sums": (SUMS, {}),
+    "gnn-sums-fourier": (SUMS, {"fourier": 3, "fourier_scale": 0.5}),
+    "transformer-sums": (SUMS, {"backbone": "transformer"}),
 }
 
 
@@ -118,7 +126,23 @@ def embedded(entry, space, w):
             raw = torch.tensor(raw, dtype=torch.float64)
             own = entry.weight_map.weights[0][..., 0] @ raw + entry.weight_map.bias
             e[pair] = entry.edge_in(own)
+    for here, there in sums(space):
+        for pair, raw in (((there, here), [1, 0, 1]), ((here, there), [0, 1, 1])):
+            raw = torch.tensor(raw, dtype=torch.float64)
+            own = entry.weight_map.weights[0][..., 0] @ raw + entry.weight_map.bias
+            e[pair] = entry.edge_in(own)
     return x, e
+
+
+def sums(space):
+    """Pairs of a neuron and the earlier one that is added to it."""
+    added = getattr(space, "added", [-1] * len(space.layers))
+    return [
+        ((l, i), (earlier + 1, i))
+        for l, earlier in enumerate(added, start=1)
+        if earlier >= 0
+        for i in range(space.widths[l])
+    ]
 
 
 def convolved(layer, x, e, average):
@@ -138,8 +162,9 @@ def convolved(layer, x, e, average):
     return found
 
 
-def test_gnn_equals_a_loop_over_edges(rng):
-    space = siren([2, 3, 4, 1])
+@pytest.mark.parametrize("name", LOOPED)
+def test_gnn_equals_a_loop_over_edges(name, rng):
+    space = LOOPED[name]
     model, w = build(space), draw_weights(space, 1, rng)
     backbone = model.backbone
     x, e = embedded(backbone.entry, space, w)
@@ -158,8 +183,10 @@ def test_gnn_equals_a_loop_over_edges(rng):
             }
     found = backbone(w)[0][0]
     assert (found - torch.stack(list(x.values()))).abs().max() < 1e-10 * found.abs().max()
-    last = backbone(w)[1][-1]
-    assert (last[0, 0, 2] - e[(2, 2), (3, 0)]).abs().max() < 1e-10 * last.abs().max()
+    last, end = backbone(w)[1][-1], len(space.layers)
+    assert (last[0, 0, 2] - e[(end - 1, 2), (end, 0)]).abs().max() < 1e-10 * last.abs().max()
+    outputs = backbone.outputs(w)
+    assert (outputs - backbone(w)[0][:, -1:]).abs().max() < 1e-12 * outputs.abs().max()
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 6])
@@ -201,8 +228,9 @@ def attended(layer, x, e):
     return found
 
 
-def test_transformer_equals_a_loop_over_pairs(rng):
-    space = siren([2, 3, 2, 1])
+@pytest.mark.parametrize("name", LOOPED)
+def test_transformer_equals_a_loop_over_pairs(name, rng):
+    space = LOOPED[name]
     model = build(space, backbone="transformer", heads=4, layers=2)
     w, backbone = draw_weights(space, 1, rng), model.backbone
     x, edges = embedded(backbone.entry, space, w)
@@ -219,8 +247,46 @@ def test_transformer_equals_a_loop_over_pairs(rng):
             e = new
     found = backbone(w)[0][0]
     assert (found - torch.stack(list(x.values()))).abs().max() < 1e-10 * found.abs().max()
-    last = backbone(w)[1][-1]
-    assert (last[0, 0, 1] - e[(2, 1), (3, 0)]).abs().max() < 1e-10 * last.abs().max()
+    last, end = backbone(w)[1][-1], len(space.layers)
+    assert (last[0, 0, 1] - e[(end - 1, 1), (end, 0)]).abs().max() < 1e-10 * last.abs().max()
+
+
+def test_sum_of_neighbours_is_an_identity_on_the_kernel_of_attention(rng):
+    """z = W o + o is z = (W + 1) o: pairs hold both, the edge of messages stands beside."""
+    chain = mlp([2, 3, 3, 1])
+    near = residual(chain, [-1, 0, -1])
+    w = draw_weights(near, 2, rng)
+    more = {**w, "2.weight": w["2.weight"] + torch.eye(3, dtype=torch.float64)}
+    config = {"backbone": "transformer", "heads": 4, "layers": 2}
+    found, wanted = build(near, **config)(w), build(chain, **config)(more)
+    assert (found - wanted).abs().max() < 1e-12
+    assert (found - build(chain, **config)(w)).abs().max() > 1e-6
+    messages = [build(s, layers=4, outputs=8)(w) for s in (near, chain)]
+    assert (messages[0] - messages[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("backbone", ["gnn", "transformer"])
+def test_neurons_that_are_added_move_together(backbone, rng):
+    """Alone, those of one of the two layers are told apart by the sum; in the chain they are
+    not."""
+    chain = cnn([2, 4, 3, 4, 4], 5)
+    w = draw_weights(SUMS, 4, rng)
+    order = torch.tensor([2, 0, 3, 1])
+    moved = {
+        **w,
+        "conv3.weight": w["conv3.weight"][:, order],
+        "conv3.bias": w["conv3.bias"][:, order],
+        "conv4.weight": w["conv4.weight"][:, :, order],
+    }
+    found = [build(s, backbone=backbone, layers=4) for s in (chain, SUMS)]
+    change = [(model(moved) - model(w)).abs().max() / model(w).std() for model in found]
+    assert change[0] < 1e-10
+    assert change[1] > 1e-6
+
+
+def test_probes_are_refused_where_layers_are_added():
+    with pytest.raises(UnsupportedError, match="without sums"):
+        build(LOOPED["sums"], probes=3)
 
 
 def test_aggregate_has_the_gradient_of_its_formula(rng):
