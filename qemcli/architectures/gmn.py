@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qemcli.groups import allowed
+from qemcli.groups import allowed, stream
 from qemcli.layers import quasi
 from qemcli.layers.features import Features, door
 from qemcli.layers.message_passing import blocks, incoming_mean, joined
@@ -61,8 +61,6 @@ PRESETS = {
     "gmn-small": Preset(Config(channels=16, layers=3), None, "ours: what two cores train"),
 }
 
-NO_NUMBER = -1  # of neurons that have no order
-
 
 class Sines(nn.Module):
     """Numbers (..., n) -> sin(Linear(n, c))."""
@@ -90,6 +88,7 @@ class Entry(nn.Module):
         self.edge_type = nn.Embedding(len(EDGES), c)
         self.edge = nn.Linear(4 * c, c)
         self.register_buffer("scale", torch.ones(len(EDGES)))
+        self.register_load_state_dict_pre_hook(_with_new_types)
 
     def fit(self, parts: Sequence[tuple[TypedGraph, Mapping[str, Tensor]]]) -> None:
         """The root mean square of the values of every type; 1 where there are none."""
@@ -109,13 +108,10 @@ class Entry(nn.Module):
         sizes = torch.tensor([n.size for n in graph.nodes], device=like.device)
         layers = like.new_tensor([float(n.layer) for n in graph.nodes])
         kinds = torch.tensor([NODES.index(n.kind) for n in graph.nodes], device=like.device)
-        numbers = [
-            torch.arange(n.size) if n.ordered else torch.full((n.size,), NO_NUMBER)
-            for n in graph.nodes
-        ]
+        numbers = torch.tensor([number for n in graph.nodes for number in n.numbers])
         parts = [
             self.node_layer(layers[:, None]).repeat_interleave(sizes, 0),
-            self.node_index(torch.cat(numbers).to(like)[:, None]),
+            self.node_index(numbers.to(like)[:, None]),
             self.node_type(kinds).repeat_interleave(sizes, 0),
         ]
         return self.node(torch.cat(parts, dim=-1))[None]
@@ -151,6 +147,16 @@ class Entry(nn.Module):
                 for block, code in pairs
             ]
         )
+
+
+def _with_new_types(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """What was saved when there were fewer types has no rows for the new ones: they stay as drawn,
+    and no graph that it was trained on has them."""
+    own = module.state_dict()
+    for name in ("node_type.weight", "edge_type.weight", "scale"):
+        saved = state.get(prefix + name)
+        if saved is not None and len(saved) < len(own[name]):
+            state[prefix + name] = torch.cat([saved, own[name][len(saved) :].to(saved)])
 
 
 class Block(nn.Module):
@@ -231,10 +237,12 @@ class Read(Metanetwork):
 
     def claims(self, space: WeightSpace) -> set[str]:
         """Permutations of hidden neurons, unless a quasi layer ties its scales to their indices;
-        of a transformer's heads too."""
+        of a transformer's heads too, and of its stream where that has no signs."""
         if not quasi.keeps(self.quasi):
             return set()
-        return {"permutation"} | ({"heads"} if allowed("heads", space) is None else set())
+        plain = isinstance(space, Transformer) and not stream.signed(space)
+        also = ("heads", "stream") if plain else ("heads",)
+        return {"permutation"} | {name for name in also if allowed(name, space) is None}
 
     def calibrate(self, w: Mapping[str, Tensor]) -> None:
         """Set the size of the values of every type from the training set."""

@@ -49,12 +49,12 @@ def element(space: Transformer, batch: int, generator: torch.Generator, scales: 
         index[axis] = u.argsort(dim=1)
         coins = n if space.norm == "rms" else 1
         coin = torch.randint(2, (batch, coins), generator=generator, device=device)
-        if _signed(space):
+        if signed(space):
             factor[axis] = (1.0 - 2.0 * coin.double()).expand(batch, n).clone()
     return Element(index, factor)
 
 
-def _signed(space: Transformer) -> bool:
+def signed(space: Transformer) -> bool:
     """False where something between two axes of the stream is not odd: BERT's answers pass an
     activation before the tied embedding."""
     return all(sum(is_stream(a.name) for a in t.axes) < 2 for t in space.outside)
