@@ -82,10 +82,10 @@ class Entry(nn.Module):
         super().__init__()
         self.channels = c = channels
         self.node_layer, self.node_index = Sines(1, c), Sines(1, c)
-        self.node_type = nn.Embedding(len(NODES), c)
+        self.node_type = _types(len(NODES), 19, c)
         self.node = nn.Linear(3 * c, c)
         self.value, self.edge_layer, self.place = Sines(1, c), Sines(1, c), Sines(2, c)
-        self.edge_type = nn.Embedding(len(EDGES), c)
+        self.edge_type = _types(len(EDGES), 10, c)
         self.edge = nn.Linear(4 * c, c)
         self.register_buffer("scale", torch.ones(len(EDGES)))
         self.register_load_state_dict_pre_hook(_with_new_types)
@@ -147,6 +147,15 @@ class Entry(nn.Module):
                 for block, code in pairs
             ]
         )
+
+
+def _types(count: int, first: int, channels: int) -> nn.Embedding:
+    """The table of types, those after the `first` drawn by themselves: a graph without them starts,
+    with one seed, as when there were no others."""
+    weight = nn.Embedding(first, channels).weight.detach()
+    generator = torch.Generator().manual_seed(first)
+    more = torch.randn(count - first, channels, generator=generator, device="cpu")
+    return nn.Embedding.from_pretrained(torch.cat([weight, more.to(weight)]), freeze=False)
 
 
 def _with_new_types(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
