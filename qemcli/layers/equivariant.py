@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from qemcli.errors import UsageError
 from qemcli.layers.features import Features, require_hidden
-from qemcli.layers.neurons import Global, Neurons, folded, mean, mix, uniform
+from qemcli.layers.neurons import Global, Neurons, mean, mix, seen, uniform
 from qemcli.registry import suggest
 from qemcli.spaces import Chain
 
@@ -79,26 +79,23 @@ class NPLinear(nn.Module):
     def forward(self, features: Features) -> Features:
         if self.io_embedding:
             features = self._embedded(features)
-        q = [mean(w, 2) for w, _ in features]
-        r = [mean(w, 1) for w, _ in features]
+        entries, q, r = zip(*(seen(w) for w, _ in features), strict=True)
         s = torch.cat([mean(x, 1) for x in q] + [mean(b, 1) for _, b in features], dim=-1)
         constant = self.everything(s)
         bias_in: list[list[Tensor]] = [[], *([b] for _, b in features)]
         left_in: list[list[Tensor]] = [[], *([x] for x in q)]
         right_in: list[list[Tensor]] = [*([x] for x in r), []]
-        seen = [
+        written = [
             neurons(torch.cat(b + left + right, dim=-1))
             for neurons, b, left, right in zip(
                 self._sets(), bias_in, left_in, right_in, strict=True
             )
         ]
         out = []
-        for l, ((weight, _), theta) in enumerate(
-            zip(features, self.pointwise, strict=True), start=1
-        ):
-            bias, left, _ = seen[l]
+        for l, (x, theta) in enumerate(zip(entries, self.pointwise, strict=True), start=1):
+            bias, left, _ = written[l]
             left = left + constant[2 * l - 1][:, None]
-            y = mix(weight, theta, left, seen[l - 1][2])
+            y = mix(x, theta, left, written[l - 1][2])
             out.append((y, bias + constant[2 * l - 2][:, None]))
         return out
 
@@ -174,37 +171,25 @@ class HNPLinear(nn.Module):
         uniform(self.last_mean[:m], bias_fans[last])
         uniform(self.last_mean[m:], weight_fans[last])
 
-    def _matrices(self) -> tuple[list[Tensor], Tensor]:
-        """The matrices of the neurons and `final`, with the redundant means folded in."""
-        weights: list[Tensor] = [neurons.weight for neurons in self._sets()]
-        final: Tensor = self.final
-        _, left, right = self._sets()[0].reads
-        spread = (self.first_mean / self.n0).repeat(1, self.n0)
-        if len(weights) == 1:
-            final = folded(final, spread, 0, final.shape[1] - left - right)
-        else:
-            weights[0] = folded(weights[0], spread, weights[0].shape[0] - len(spread), self.c_in)
-        spread = (self.last_mean / self.n_out).repeat(1, self.n_out)
-        weights[-1] = folded(weights[-1], spread, 0, weights[-1].shape[1] - spread.shape[1])
-        return weights, final
-
     def _sets(self) -> list[Neurons]:
         return [n for n in self.neurons if isinstance(n, Neurons)]
 
     def forward(self, features: Features) -> Features:
         first, last = features[0][0], features[-1][0]
-        q = [first.flatten(2), *(mean(w, 2) for w, _ in features[1:])]
-        r = [mean(w, 1) for w, _ in features[:-1]] + [last.transpose(1, 2).flatten(2)]
+        middle = [seen(w) for w, _ in features[1:-1]]
+        q = [first.flatten(2), *(x[1] for x in middle), mean(last, 2)]
+        r = [mean(first, 1), *(x[2] for x in middle), last.transpose(1, 2).flatten(2)]
         constant = self.everything(self._means(features, q, r))
-        weights, final = self._matrices()
-        hidden = range(len(self.neurons))
-        seen = [torch.cat([features[i][1], q[i], r[i + 1]], dim=-1) for i in hidden]
-        written = [
-            list(linear(x, weight).split(neurons.writes, dim=-1))
-            for x, weight, neurons in zip(seen, weights, self._sets(), strict=True)
+        rows = [
+            torch.cat([bias, *sides], dim=-1)
+            for (_, bias), *sides in zip(features[:-1], q[:-1], r[1:], strict=True)
         ]
-        written[-1][2] = linear(seen[-1][..., seen[-1].shape[-1] - final.shape[1] :], final)
-        return self._written(features, written, constant)
+        written = [neurons(x) for neurons, x in zip(self._sets(), rows, strict=True)]
+        written[-1][2] = linear(rows[-1][..., -self.final.shape[1] :], self.final)
+        redundant = linear(mean(last, 1), self.last_mean).split(self._sets()[-1].writes[:2], -1)
+        written[0][2] = written[0][2] + linear(mean(first, 2), self.first_mean)
+        written[-1][:2] = [x + y for x, y in zip(written[-1], redundant, strict=False)]
+        return self._written([x for x, _, _ in middle], written, constant)
 
     def _means(self, features: Features, q: list[Tensor], r: list[Tensor]) -> Tensor:
         """The global vector s (b, reads): means of every tensor, and what the free axes keep
@@ -217,7 +202,7 @@ class HNPLinear(nn.Module):
         )
 
     def _written(
-        self, features: Features, written: list[list[Tensor]], constant: list[Tensor]
+        self, middle: list[Tensor], written: list[list[Tensor]], constant: list[Tensor]
     ) -> Features:
         out = []
         for l, (bias, left, _) in enumerate(written):
@@ -227,7 +212,7 @@ class HNPLinear(nn.Module):
                 out.append((left.unflatten(-1, (self.n0, -1)), bias))
             else:
                 theta = self.pointwise[l - 1]
-                out.append((mix(features[l][0], theta, left, written[l - 1][2]), bias))
+                out.append((mix(middle[l - 1], theta, left, written[l - 1][2]), bias))
         right = written[-1][2] + constant[-2][:, None]
         weight = right.unflatten(-1, (self.n_out, -1)).transpose(1, 2)
         out.append((weight, constant[-1].unflatten(-1, (self.n_out, -1))))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
@@ -33,10 +35,47 @@ class Neurons(nn.Module):
         return list(linear(x, self.weight).split(self.writes, dim=-1))
 
 
+def seen(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x (b, j, k, f), for `mix` and nothing else, its mean over k and its mean over j."""
+    return _Seen.apply(x)
+
+
 def mix(x: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """x (b, j, k, reads) through weight, plus left (b, j, writes), plus right (b, k, writes)."""
-    # In place: the product is the largest tensor there is, and its gradient does not need it.
-    return linear(x, weight).add_(left[:, :, None]).add_(right[:, None])
+    """What `seen` gave of x (b, j, k, reads) through weight, plus left (b, j, writes), plus right
+    (b, k, writes)."""
+    return _Mix.apply(x, weight, left, right)
+
+
+class _Seen(torch.autograd.Function):
+    """By hand, so that the largest gradient there is has one place: that of `mix` is added to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _, j, k, _ = x.shape
+        return x.view_as(x), x.sum(2).div_(k), x.sum(1).div_(j)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, x: Tensor, over_k: Tensor, over_j: Tensor) -> Tensor:
+        _, j, k, _ = x.shape
+        return x.add_((over_k / k)[:, :, None]).add_((over_j / j)[:, None])
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y = left[:, :, None] + right[:, None]
+        y.flatten(0, 2).addmm_(x.flatten(0, 2), weight.T)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, 2)
+        found = (rows @ weight).view(x.shape)
+        return found, rows.T @ x.flatten(0, 2), gradient.sum(2), gradient.sum(1)
 
 
 def uniform(x: Tensor, fan: int) -> None:
@@ -81,9 +120,3 @@ class Global(nn.Module):
     def forward(self, s: Tensor) -> list[Tensor]:
         bias = self.bias.index_add(0, self.index, self.redundant)  # type: ignore[arg-type]
         return list(linear(s, self.weight, bias).split(self.widths, dim=-1))
-
-
-def folded(matrix: Tensor, block: Tensor, row: int, column: int) -> Tensor:
-    """matrix with `block` added at (row, column)."""
-    rows, columns = matrix.shape[0] - row - len(block), matrix.shape[1] - column - block.shape[1]
-    return matrix + nn.functional.pad(block, (column, columns, row, rows))

@@ -11,6 +11,7 @@ from qemcli import groups
 from qemcli.errors import UnsupportedError
 from qemcli.layers.equivariant import HNPLinear, NPLinear
 from qemcli.layers.features import act_on_features
+from qemcli.layers.neurons import mix, seen
 from qemcli.spaces import cnn, mlp
 
 MAKERS = {
@@ -21,6 +22,20 @@ MAKERS = {
 }
 
 
+def assert_same(space, layer, other, channels):
+    """Answers, and gradients of what is read."""
+    features = [(w.requires_grad_(), b.requires_grad_()) for w, b in draw_features(space, channels)]
+    pairs = layer(features), ours(other(theirs(space, features)))
+    assert largest(*pairs) < 1e-10
+    leaves = [x for pair in features for x in pair]
+    found, expected = (
+        torch.autograd.grad(sum(x.cos().sum() for pair in out for x in pair), leaves)
+        for out in pairs
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() < 1e-10 * b.abs().max()
+
+
 @pytest.mark.parametrize("io_embedding", [False, True])
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("channels", [(1, 3), (3, 2)])
@@ -29,8 +44,7 @@ def test_np_equals_nfn(name, channels, io_embedding):
     layer = NPLinear(space, *channels, io_embedding=io_embedding).double()
     other = TheirNP(network_spec(space), *channels, io_embed=io_embedding).double()
     copy_np(layer, other)
-    features = draw_features(space, channels[0])
-    assert largest(layer(features), ours(other(theirs(space, features)))) < 1e-10
+    assert_same(space, layer, other, channels[0])
     assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in other.parameters())
 
 
@@ -41,8 +55,7 @@ def test_hnp_equals_nfn(name, channels):
     layer = HNPLinear(space, *channels).double()
     other = TheirHNP(network_spec(space), *channels).double()
     copy_hnp(space, layer, other)
-    features = draw_features(space, channels[0])
-    assert largest(layer(features), ours(other(theirs(space, features)))) < 1e-10
+    assert_same(space, layer, other, channels[0])
     assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in other.parameters())
 
 
@@ -109,3 +122,22 @@ def test_layer_starts_as_nfn_does(kind):
 def test_layer_refuses_one_layer():
     with pytest.raises(UnsupportedError, match="at least two layers"):
         HNPLinear(mlp([3, 2]), 1, 1)
+
+
+def test_the_gradients_of_mix_are_those_of_its_formula():
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_()
+
+    def run(x, weight, left, right):
+        entries, over_k, over_j = seen(x)
+        return mix(entries, weight, left, right), over_k, over_j
+
+    given = draw(2, 3, 4, 5), draw(6, 5), draw(2, 3, 6), draw(2, 4, 6)
+    y, over_k, over_j = run(*given)
+    x, weight, left, right = given
+    assert torch.allclose(y, x @ weight.T + left[:, :, None] + right[:, None])
+    assert torch.allclose(over_k, x.mean(2))
+    assert torch.allclose(over_j, x.mean(1))
+    assert torch.autograd.gradcheck(run, given)
