@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -23,6 +24,12 @@ KINDS = (
 )  # fmt: skip
 
 
+@cache
+def _points(kind: str) -> tuple[EntryPoint, ...]:
+    """The plug-ins of one kind: looked for once, in all that is installed."""
+    return tuple(entry_points(group=f"qemcli.{kind}"))
+
+
 def _folder(kind: str) -> list[str]:
     spec = find_spec(f"qemcli.{kind}")
     paths = list(spec.submodule_search_locations or []) if spec else []
@@ -32,7 +39,7 @@ def _folder(kind: str) -> list[str]:
 
 def names(kind: str) -> list[str]:
     """The names of one kind, those of installed plug-ins included: `names("groups")`."""
-    plugins = {point.name for point in entry_points(group=f"qemcli.{kind}")}
+    plugins = {point.name for point in _points(kind)}
     return sorted(set(_folder(kind)) | plugins)
 
 
@@ -46,7 +53,7 @@ def load(kind: str, name: str) -> ModuleType:
     """The module that implements `name`; raises UsageError with the nearest known name."""
     if name in _folder(kind):
         return import_module(f"qemcli.{kind}.{name}")
-    for point in entry_points(group=f"qemcli.{kind}"):
+    for point in _points(kind):
         if point.name == name:
             return point.load()
     raise UsageError(f"no {kind.rstrip('s')} is called '{name}'", suggest(name, names(kind)))
