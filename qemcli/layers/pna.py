@@ -194,6 +194,11 @@ class GNN(nn.Module):
         self, entries: Features, weights: list[Tensor], biases: list[Tensor], last: int
     ) -> list[list[Tensor]]:
         """The embedded edges of the last blocks through all maps, the first with its bias."""
+        if not self.entry.weight_map.few:
+            plain = blocks(*self.entry.plain_edges(entries, last))
+            unit = torch.eye(self.edge_channels).to(biases[0])
+            edges = self._linked(plain, unit, unit.new_zeros(len(unit)))
+            return mapped(edges[-last:], weights, biases[0])
         joined = torch.cat([biases[0], *(torch.zeros_like(b) for b in biases[1:])])
         forward, back = self.entry.edges(entries, torch.cat(weights), joined, last)
         sizes = [len(weight) for weight in weights]
