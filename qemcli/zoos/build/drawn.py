@@ -1,0 +1,85 @@
+"""What recipes of CNNs have in common: the images, how long networks are trained, and what is drawn
+for every one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from qemcli.errors import UsageError
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DrawnRecipe(ABC):
+    """Many networks of the same images, each trained its own way.
+
+    Attributes:
+        name, licence, about: for the card.
+        source: "digits" (scikit-learn), a train parquet in the Hub's schema, or
+        hf://datasets/owner/name/file.
+        test_source: the test parquet; digits and a lone parquet are cut instead.
+        test_images: how many held-out images the accuracy is measured on.
+        resize: side in pixels the images are averaged down to; 0: as they are.
+        models: number of networks; checkpoints: steps at which one is kept, the last ends the
+        training. batch: images a step. block: networks that are trained together.
+        lr, l2, init_std: drawn log-uniformly for every network; dropout: uniformly; init, optimizer
+        and train_fraction: one is chosen.
+    """
+
+    name: str = "cnn"
+    licence: str = "unknown"
+    about: str = ""
+    source: str = "digits"
+    test_source: str | None = None
+    test_images: int = 1000
+    resize: int = 0
+    models: int = 100
+    checkpoints: tuple[int, ...] = (100, 300, 500)
+    batch: int = 32
+    seed: int = 0
+    block: int = 32
+    lr: Range = (5e-4, 5e-2)
+    l2: Range = (1e-8, 1e-2)
+    init_std: Range = (1e-3, 0.5)
+    dropout: Range = (0.0, 0.7)
+    init: tuple[str, ...] = (
+        "he_normal",
+        "glorot_normal",
+        "orthogonal",
+        "normal",
+        "truncated_normal",
+    )
+    optimizer: tuple[str, ...] = ("adam", "rmsprop", "sgd")
+    train_fraction: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+
+    @property
+    def networks(self) -> int:
+        return self.models
+
+    def resized(self, networks: int) -> Self:
+        """So many networks."""
+        return dataclasses.replace(self, models=networks)
+
+    def checked(self, path: Path) -> Self:
+        """The recipe where its values can be drawn and trained; UsageError otherwise."""
+        for name in ("lr", "l2", "init_std"):
+            ends = getattr(self, name)
+            if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
+                raise UsageError(f"{path}: '{name}' is {list(ends)}; [low, high] above 0 is needed")
+        if len(self.dropout) != 2 or not 0 <= self.dropout[0] <= self.dropout[1] < 1:
+            raise UsageError(f"{path}: 'dropout' is {list(self.dropout)}; 0 <= low <= high < 1")
+        if min(self.checkpoints, default=-1) < 0 or min(self.models, self.batch, self.block) < 1:
+            raise UsageError(
+                f"{path}: checkpoints, models, batch and block must be there and positive"
+            )
+        self.check_architecture(path)
+        return self
+
+    @abstractmethod
+    def check_architecture(self, path: Path) -> None:
+        """UsageError where the networks that are described are none."""
