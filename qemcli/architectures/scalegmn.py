@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers import quasi
@@ -24,15 +24,8 @@ from qemcli.layers.features import Features, require_hidden
 from qemcli.layers.graph import Windows
 from qemcli.layers.metanetwork import Metanetwork
 from qemcli.layers.presets import Preset
-from qemcli.layers.scale_graph import (
-    PERMUTATION,
-    SCALE,
-    SIGN,
-    Graph,
-    ScaleEntry,
-    ScaleLayer,
-    ScaleStack,
-)
+from qemcli.layers.scale_entry import Graph, ScaleEntry
+from qemcli.layers.scale_graph import PERMUTATION, SCALE, SIGN, ScaleLayer, ScaleStack
 from qemcli.layers.scale_quasi import carried
 from qemcli.layers.scale_readouts import EndsReadout, GraphReadout, OutputsReadout, PlainReadout
 from qemcli.registry import suggest
@@ -325,7 +318,9 @@ def style_of(space: Chain, config: Config) -> blocks.Style:
     )
 
 
-def _readout(space: Chain, config: Config) -> type[nn.Module]:
+def _readout(
+    space: Chain, config: Config
+) -> type[EndsReadout | OutputsReadout | GraphReadout | PlainReadout]:
     if config.readout == "ends":
         return EndsReadout if config.direction == "both" else OutputsReadout
     if config.readout == "graph":

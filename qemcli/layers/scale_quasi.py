@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qemcli.layers.images import whole
 from qemcli.layers.quasi import Layer
-from qemcli.layers.scale_graph import Graph
+from qemcli.layers.scale_entry import Graph
 
 
 def carried(layer: Layer, graph: Graph, w: Mapping[str, Tensor]) -> Graph:

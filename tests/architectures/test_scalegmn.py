@@ -8,7 +8,7 @@ from qemcli import groups
 from qemcli.architectures import scalegmn as sg
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.features import act_on_features
-from qemcli.layers.scale_graph import reciprocals
+from qemcli.layers.scale_entry import reciprocals
 from qemcli.spaces import cnn, mlp, siren
 
 SIREN, RELU = siren([2, 5, 7, 3]), mlp([2, 5, 7, 3], "relu")
