@@ -1,16 +1,14 @@
 """Layers and models beside PyPI's nfn 0.1.2: time and peak memory, copied parameters, one process.
 
-`python -m pytest tests/benchmarks/test_layers_bench.py -m bench -s`, 1 thread, both sides under the
-same allocator (set MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ for the one that keeps its
-pages). Rounds are interleaved A B B A, medians; a ratio above 1 says that ours is faster, or
-smaller.
+`python -m pytest tests/benchmarks/test_layers_bench.py -m bench -s`, 1 thread, both sides under an
+allocator that keeps its pages. Rounds are interleaved A B B A, the least CPU time of each; a ratio
+above 1 says that ours is faster. Memory is the peak of a pass both ways beyond what was held
+before, less the parameters' gradients; its ratio is ours to theirs.
 """
 
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +23,8 @@ from nfn_bridge import copy_hnp, copy_np, network_spec, theirs
 from qemcli.architectures import nfn
 from qemcli.layers.equivariant import HNPLinear, NPLinear
 from qemcli.layers.features import door
+from qemcli.machine import steady
+from qemcli.memory import watched
 from qemcli.spaces import cnn, siren
 
 pytestmark = pytest.mark.bench
@@ -32,30 +32,32 @@ CNN, SIREN = cnn([1, 16, 16, 16], 10), siren([2, 32, 32, 1])
 Run = Callable[[], object]
 
 
+@pytest.fixture(autouse=True)
+def steadied():
+    steady()
+
+
 def interleaved(ours: Run, other: Run, rounds: int) -> tuple[float, float]:
-    """Median seconds of each, A B B A."""
+    """Least CPU seconds of each, A B B A."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for side in (0, 1, 1, 0):
-            start = time.perf_counter()
+            start = time.process_time()
             (ours, other)[side]()
-            times[side].append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+            times[side].append(time.process_time() - start)
+    return min(times[0]), min(times[1])
 
 
-def peak(run: Run) -> float | None:
+def peak(run: Run, net: torch.nn.Module, leaves: list[torch.Tensor]) -> float | None:
     """Extra peak resident MB of one call; None where the system does not tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     run()
-    try:
-        reset.write_text("5")
-        lines = dict(x.split(":", 1) for x in status.read_text().splitlines())
-        before = int(lines["VmRSS"].split()[0])
+    for x in (*net.parameters(), *leaves):
+        x.grad = None
+    with watched() as seen:
         run()
-        lines = dict(x.split(":", 1) for x in status.read_text().splitlines())
-    except OSError:
+    if seen.megabytes is None:
         return None
-    return (int(lines["VmHWM"].split()[0]) - before) / 1024
+    return seen.megabytes - sum(p.nbytes for p in net.parameters()) / 2**20
 
 
 def report(name: str, kinds: dict[str, tuple[Run, Run]], rounds: int) -> dict[str, float]:
@@ -65,9 +67,6 @@ def report(name: str, kinds: dict[str, tuple[Run, Run]], rounds: int) -> dict[st
         a, b = interleaved(ours, other, rounds)
         ratios[kind] = b / a
         line = f"{name:<28} {kind:<9} {1e3 * a:9.2f} ms  nfn {1e3 * b:9.2f} ms  {b / a:5.2f}x"
-        mine, same = peak(ours), peak(other)
-        if mine is not None and same is not None and mine > 4:
-            line += f"   peak {mine:6.0f} MB  nfn {same:6.0f} MB  {same / mine:5.2f}x"
         sys.stdout.write(f"\n{line}")
     sys.stdout.flush()
     return ratios
@@ -77,13 +76,25 @@ def leaf(x: torch.Tensor) -> torch.Tensor:
     return x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
 
 
-@pytest.mark.parametrize(
-    ("space", "channels", "batch", "rounds"),
-    [(CNN, 16, 8, 15), (CNN, 16, 256, 2), (SIREN, 64, 32, 6), (SIREN, 64, 256, 2), (CNN, 1, 8, 15)],
-    ids=["cnn-c16-B8", "cnn-c16-B256", "siren-c64-B32", "siren-c64-B256", "cnn-c1-B8"],
-)
+CASES = {
+    "cnn-c1-B8": (CNN, 1, 8, 15),
+    "cnn-c16-B8": (CNN, 16, 8, 8),
+    "cnn-c16-B256": (CNN, 16, 256, 2),
+    "cnn-c64-B8": (CNN, 64, 8, 3),
+    "siren-c16-B256": (SIREN, 16, 256, 3),
+    "siren-c64-B32": (SIREN, 64, 32, 5),
+    "siren-c64-B256": (SIREN, 64, 256, 2),
+    "siren-c256-B8": (SIREN, 256, 8, 4),
+    "siren-c256-B32": (SIREN, 256, 32, 2),
+}
+# Where products are not all there is to do, and where the layer is large beside its parameters.
+QUICK, LARGE = ("c16-B256", "c64-B32", "c64-B256"), ("c16-B256", "c64-B256")
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["hnp", "np"])
-def test_layer_beside_nfn(kind, space, channels, batch, rounds, request):
+def test_layer_beside_nfn(kind, case):
+    space, channels, batch, rounds = CASES[case]
     if kind == "hnp":
         ours = HNPLinear(space, channels, channels)
         other = TheirHNP(network_spec(space), channels, channels)
@@ -105,19 +116,31 @@ def test_layer_beside_nfn(kind, space, channels, batch, rounds, request):
 
         return run
 
-    def both(layer: torch.nn.Module, x: object) -> Run:
+    def both(layer: torch.nn.Module, x: object, leaves: list[torch.Tensor]) -> Run:
+        with torch.no_grad():
+            gradients = [torch.ones_like(t) for pair in layer(x) for t in pair]
+
         def run() -> None:
+            for t in leaves:
+                t.grad = None
+            layer.zero_grad()
             out = [t for pair in layer(x) for t in pair]
-            torch.autograd.backward(out, [t.detach() for t in out])
+            torch.autograd.backward(out, gradients)
 
         return run
 
-    kinds = {
-        "forward": (forward(ours, features), forward(other, same)),
-        "+backward": (both(ours, features), both(other, same)),
-    }
-    ratios = report(f"{kind} {request.node.callspec.id}", kinds, rounds)
-    assert min(ratios.values()) > 0.8  # a gross loss only: this machine may be busy
+    mine, nfns = ([t for pair in x for t in pair] for x in (features, [*same]))
+    pair = both(ours, features, mine), both(other, same, nfns)
+    kinds = {"forward": (forward(ours, features), forward(other, same)), "+backward": pair}
+    ratios = report(f"{kind} {case}", kinds, rounds)
+    # Never slower; the goals where the rate of products is not the limit.
+    assert min(ratios.values()) > 1.0
+    if case.endswith(QUICK):
+        assert min(ratios.values()) > 1.4
+    held = peak(pair[0], ours, mine), peak(pair[1], other, nfns)
+    if held[0] is not None and held[1] is not None and held[1] > 4:
+        sys.stdout.write(f"   peak {held[0]:.0f} MB  nfn {held[1]:.0f} MB  {held[0] / held[1]:.2f}")
+        assert not case.endswith(LARGE) or held[0] < 0.6 * held[1]
 
 
 @pytest.mark.parametrize(("batch", "rounds"), [(8, 12), (256, 2)])
@@ -142,4 +165,4 @@ def test_model_beside_nfn(kind, batch, rounds):
     ratios = report(
         f"model {kind} B{batch}", {"+backward": (step(model, w), step(other, x))}, rounds
     )
-    assert ratios["+backward"] > 0.8
+    assert ratios["+backward"] > 1.0
