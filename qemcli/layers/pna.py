@@ -112,11 +112,29 @@ class EdgeUpdate(nn.Module):
         return found
 
 
+class NodeNorm(nn.Module):
+    """(x - mean) / sqrt(variance + 1e-5) g + s: x (b, N, c), the mean and the variance of every
+    network over the nodes of one layer and their channels; g, s (c,).
+
+    How large the neurons of a layer are beside each other is kept, which a norm of every node by
+    itself loses. The published code's is over all nodes of all networks of a batch: there answers
+    leak between networks.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        normed = [F.layer_norm(part, part.shape[1:]) for part in x.split(list(widths), dim=1)]
+        return torch.cat(normed, dim=1) * self.weight + self.bias
+
+
 class GNN(nn.Module):
     """NG-GNN's backbone: networks -> nodes (b, N, D) and the weights' edges (b, n_l, n_{l-1}, D).
 
-    Every weight is two edges, one each way; LayerNorm and SiLU on nodes between the layers (the
-    published code's norm is over all nodes of all networks of a batch: answers leak between them).
+    Every weight is two edges, one each way; a norm and SiLU on nodes between the layers.
     """
 
     def __init__(
@@ -129,7 +147,7 @@ class GNN(nn.Module):
         self.convolutions = nn.ModuleList(
             PNA(space.widths, channels, self.partners) for _ in range(layers)
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(layers - 1))
+        self.norms = nn.ModuleList(NodeNorm(channels) for _ in range(layers - 1))
         self.updates = nn.ModuleList(EdgeUpdate(channels) for _ in range(layers - 1))
 
     def forward(self, w: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -184,8 +202,8 @@ class GNN(nn.Module):
                 seen = self._entered(entries, weights, biases, reach[0])
             x = convolution(x, seen[0])
             if i < len(updates):
-                x = self.dropout(F.silu(self.norms[i](x)))
                 widths = self.widths[-reach[i] :]
+                x = self.dropout(F.silu(self.norms[i](x, widths)))
                 edges = seen[1][-reach[i + 1] :]
                 inner = updates[i](edges, biases[1], x, widths, self.partners)
             yield x, inner
