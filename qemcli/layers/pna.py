@@ -114,11 +114,11 @@ class EdgeUpdate(nn.Module):
 
 class NodeNorm(nn.Module):
     """(x - mean) / sqrt(variance + 1e-5) g + s: x (b, N, c), the mean and the variance of every
-    network over the nodes of one layer and their channels; g, s (c,).
+    network over its nodes and channels; g, s (c,).
 
-    How large the neurons of a layer are beside each other is kept, which a norm of every node by
-    itself loses. The published code's is over all nodes of all networks of a batch: there answers
-    leak between networks.
+    How large nodes are beside each other is kept, which a norm of every node by itself loses. The
+    published code's is over all nodes of all networks of a batch: there answers leak between
+    networks.
     """
 
     def __init__(self, channels: int) -> None:
@@ -126,9 +126,8 @@ class NodeNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, widths: Sequence[int]) -> Tensor:
-        normed = [F.layer_norm(part, part.shape[1:]) for part in x.split(list(widths), dim=1)]
-        return torch.cat(normed, dim=1) * self.weight + self.bias
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[1:]) * self.weight + self.bias
 
 
 class GNN(nn.Module):
@@ -158,8 +157,8 @@ class GNN(nn.Module):
     def outputs(self, w: Mapping[str, Tensor]) -> Tensor:
         """The outputs' nodes after the last layer (b, n_L, D).
 
-        A layer of messages reads neighbours only, so the one before the last has to update the
-        last two node layers, and so on backwards: the rest is not computed, unless sums make
+        The norms between the layers read all nodes, so it is the last layer of messages alone, and
+        the edges that it reads, of which the rest is not computed; all is where sums make
         neighbours of layers that are far apart.
         """
         *_, (x, _) = self._steps(w, whole=any(self.partners))
@@ -186,8 +185,8 @@ class GNN(nn.Module):
         updates = [update for update in self.updates if isinstance(update, EdgeUpdate)]
         count, layers = len(self.convolutions), len(self.widths)
         # How many node layers each layer of messages updates.
-        reach = [layers if whole else min(layers, count - i) for i in range(count)]
-        x = self.entry.nodes(w, entries)[:, -sum(self.widths[-reach[0] - 1 :]) :]
+        reach = [layers] * (count - 1) + [layers if whole else 1]
+        x = self.entry.nodes(w, entries)
         inner: list[Tensor] = []
         for i, convolution in enumerate(m for m in self.convolutions if isinstance(m, PNA)):
             maps = [convolution.encoder, *(u.edge for u in updates[i : i + 1])]
@@ -200,12 +199,11 @@ class GNN(nn.Module):
                 seen = mapped(inner, weights, biases[0])
             else:
                 seen = self._entered(entries, weights, biases, reach[0])
-            x = convolution(x, seen[0])
+            x = convolution(x[:, -sum(self.widths[-reach[i] - 1 :]) :], seen[0])
             if i < len(updates):
-                widths = self.widths[-reach[i] :]
-                x = self.dropout(F.silu(self.norms[i](x, widths)))
+                x = self.dropout(F.silu(self.norms[i](x)))
                 edges = seen[1][-reach[i + 1] :]
-                inner = updates[i](edges, biases[1], x, widths, self.partners)
+                inner = updates[i](edges, biases[1], x, self.widths, self.partners)
             yield x, inner
 
     def _entered(
