@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from qemcli import registry
-from qemcli.predictors import FILE, installed, read_header
+from qemcli.predictor_files import FILE, installed, read_header
 from qemcli.spaces import WeightSpace
 
 

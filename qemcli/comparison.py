@@ -39,8 +39,8 @@ from types import MappingProxyType
 from typing import Any
 
 from qemcli import registry
+from qemcli.designs import Design
 from qemcli.errors import UsageError
-from qemcli.predictors import Design
 from qemcli.recipes import fields, read_toml
 from qemcli.training import Schedule
 

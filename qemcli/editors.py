@@ -21,7 +21,8 @@ from qemcli.errors import InputError, UsageError
 from qemcli.expansion import folded, merge, widened
 from qemcli.groups import act, inverse
 from qemcli.layers.shown import Shown
-from qemcli.predictors import Predictor, headers
+from qemcli.predictor_files import headers
+from qemcli.predictors import Predictor
 from qemcli.spaces import Chain, WeightSpace, chain_of
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from qemcli import __version__, registry
+from qemcli.designs import calibrate
 from qemcli.errors import InputError, UsageError
 from qemcli.evaluation import with_intervals
-from qemcli.predictors import Predictor, calibrate
+from qemcli.predictors import Predictor
 from qemcli.recipes import Recipe
 from qemcli.samples import Sample, carried, gather, scored
 from qemcli.training import Rows, Run

@@ -1,9 +1,4 @@
-"""Predictors: a trained metanetwork with its weight space, its design and its card.
-
-On disk a predictor is a folder: `predictor.safetensors` (tensors; weight space and design in the
-header),
-`README.md` (the card) and, for those that ship, `expected.json` (answers that must come out again).
-"""
+"""Predictors: a trained metanetwork with its weight space, its design and its card."""
 
 from __future__ import annotations
 
@@ -15,30 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qemcli import registry
-from qemcli.designs import EDITING, Design, calibrate, editors, mixers, prepared
+from qemcli.designs import Design, prepared
 from qemcli.errors import InputError
-from qemcli.hub.fetching import fetch
-from qemcli.hub.reference import PREFIX, Reference
 from qemcli.layers.metanetwork import Metanetwork, Mixed
-from qemcli.shipped import shipped
+from qemcli.predictor_files import (
+    FILE,
+    headers,
+    in_order,
+    locate,
+    others_of,
+    read_header,
+)
 from qemcli.spaces import Chain, Transformer, WeightSpace
 from qemcli.writing import beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from qemcli.points import Points
 
-FILE = "predictor.safetensors"
 REMOVED = ("scale", "sign", "monomial", "phase")  # the groups that balance takes away
 OF_HEADS = ("general-linear", "shift", "scale", "sign")  # of transformers, whatever reads them
-__all__ = [
-    "EDITING", "FILE", "Design", "Predictor", "calibrate", "choose", "editors", "headers",
-    "installed", "is_predictor", "locate", "mixers", "others_of", "prepared", "read_header",
-    "run_alike",
-]  # fmt: skip
 
 
 @dataclass
@@ -190,7 +184,7 @@ class Predictor:
             "qem.provenance": json.dumps(self.provenance),
         }
         state = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        written = _ordered(save(state, metadata=header))
+        written = in_order(save(state, metadata=header))
         beside(folder / FILE, lambda path: path.write_bytes(written))
         return folder / FILE
 
@@ -228,17 +222,6 @@ class Predictor:
         return cls(name, space, design, task, model.eval(), provenance, classes, others)
 
 
-def _ordered(written: bytes) -> bytes:
-    """The bytes of a safetensors file with its metadata in order: the library writes them in
-    another one every time."""
-    end = 8 + int.from_bytes(written[:8], "little")
-    head = json.loads(written[8:end])
-    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
-    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + written[end:]
-
-
 def _alike(own: WeightSpace, space: WeightSpace) -> bool:
     """The same layers, and the same activation where it is known."""
     return own.fits(space) and space.activation in (None, own.activation)
@@ -252,71 +235,6 @@ def run_alike(space: WeightSpace, other: WeightSpace) -> bool:
     if space.family != "siren" or not (a.known and b.known):
         return True
     return (a.w0, a.axes, a.levels, a.offset) == (b.w0, b.axes, b.levels, b.offset)
-
-
-def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dict[str, Any]]:
-    """(weight space, design record) of a predictor's header; InputError where it is something
-    else."""
-    if header.get("qem.kind") != "predictor":
-        raise InputError(f"{path}: a safetensors file, but not a qem predictor", "see `qem models`")
-    try:
-        record = json.loads(header["qem.config"])
-        missing = {"architecture", "quasi", "config", "task"} - set(record)
-    except (KeyError, ValueError, TypeError):
-        record, missing = {}, {"qem.config"}
-    if missing:
-        raise InputError(f"{path}: the predictor's header lacks {', '.join(sorted(missing))}")
-    return WeightSpace.from_json(header.get("qem.space", "")), record
-
-
-def others_of(record: Mapping[str, Any]) -> tuple[WeightSpace, ...]:
-    """The weight spaces, besides the first, that a design record names."""
-    found = record.get("others", ())
-    return tuple(WeightSpace.from_json(json.dumps(other)) for other in found)
-
-
-def locate(where: str | Path) -> Path:
-    """The predictor.safetensors that a PREDICTOR argument means; InputError where there is none."""
-    text = str(where)
-    if text.startswith(PREFIX):
-        ref = Reference.parse(text)
-        if not ref.path.endswith(".safetensors"):
-            ref = replace(ref, path=f"{ref.path}/{FILE}".lstrip("/"))
-        return fetch(ref) / ref.path
-    for path in (Path(text), shipped("models") / text):
-        if path.is_file():
-            return path
-        if (path / FILE).is_file():
-            return path / FILE
-    known = [folder.name for folder in installed()]
-    hint = registry.suggest(text, known) if known else "train one with `qem train`"
-    raise InputError(f"no predictor is called '{text}', and no file or folder is", hint)
-
-
-def is_predictor(where: str | Path) -> bool:
-    """True where a name, file or folder is a predictor's, and not an ordinary checkpoint's."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(locate(where), framework="np") as file:
-            return (file.metadata() or {}).get("qem.kind") == "predictor"
-    except (SafetensorError, OSError, InputError):
-        return False
-
-
-def installed() -> list[Path]:
-    """The folders of the predictors that ship with the package, by name."""
-    return sorted(path.parent for path in shipped("models").glob(f"*/{FILE}"))
-
-
-def headers() -> Iterator[tuple[Path, WeightSpace, dict[str, Any]]]:
-    """(folder, weight space, design record) of every shipped predictor, without building it."""
-    from safetensors import safe_open
-
-    for folder in installed():
-        with safe_open(folder / FILE, framework="np") as file:
-            space, record = read_header(folder / FILE, file.metadata() or {})
-        yield folder, space, record
 
 
 def choose(

@@ -14,7 +14,8 @@ from qemcli import __version__
 from qemcli.errors import InputError, UsageError
 from qemcli.hub import pushing
 from qemcli.hub.reference import PREFIX, Reference
-from qemcli.predictors import FILE, Predictor, is_predictor, locate
+from qemcli.predictor_files import FILE, is_predictor, locate
+from qemcli.predictors import Predictor
 from qemcli.zoos.layouts.indexed import INDEX, origin
 from qemcli.zoos.receipt import NAME as RECEIPT
 from qemcli.zoos.resolve import locate as locate_zoo

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qemcli import edits, registry
+from qemcli.designs import Design
 from qemcli.errors import InputError, UsageError
-from qemcli.predictors import Design
 from qemcli.shipped import shipped
 from qemcli.training import Schedule
 

@@ -20,9 +20,10 @@ import torch
 
 from qemcli import groups, memory, registry
 from qemcli.comparison import Comparison, Range, Trial, named, trials
+from qemcli.designs import calibrate
 from qemcli.errors import InputError, UsageError
 from qemcli.machine import steady
-from qemcli.predictors import Predictor, calibrate
+from qemcli.predictors import Predictor
 from qemcli.processes import spread
 from qemcli.samples import Sample, carried, scored
 from qemcli.spaces import WeightSpace

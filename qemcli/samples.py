@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qemcli.designs import Design, prepared
 from qemcli.edits import find
 from qemcli.errors import InputError
 from qemcli.points import Points
-from qemcli.predictors import Design, prepared
 from qemcli.spaces import Chain, WeightSpace
 
 if TYPE_CHECKING:

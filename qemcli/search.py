@@ -26,8 +26,8 @@ from typing import Any
 
 from qemcli import registry
 from qemcli.comparison import Comparison, Trial
+from qemcli.designs import Design
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
-from qemcli.predictors import Design
 from qemcli.processes import spread
 from qemcli.runs import given, start, trained
 from qemcli.samples import Sample, scored

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from qemcli import registry
+from qemcli.designs import Design
 from qemcli.errors import InputError
-from qemcli.predictors import Design, Predictor
+from qemcli.predictors import Predictor
 from qemcli.spaces import Chain, mlp, siren
 from qemcli.tasks import classification as task
 from qemcli.zoos.store import Store

@@ -12,9 +12,9 @@ import torch
 
 from qemcli import comparison, leaderboard, runs, tables
 from qemcli.comparison import Comparison, trials
+from qemcli.designs import Design
 from qemcli.errors import UsageError
 from qemcli.points import Points
-from qemcli.predictors import Design
 from qemcli.samples import Sample
 from qemcli.spaces.transformer import small_transformer
 from qemcli.training import Schedule

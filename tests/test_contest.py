@@ -15,10 +15,10 @@ from zoo_kit import write_zoo
 
 from qemcli import comparison, contest, runs, search
 from qemcli.comparison import Comparison
+from qemcli.designs import Design
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.fitting import with_split
 from qemcli.points import Points
-from qemcli.predictors import Design
 from qemcli.samples import Sample
 from qemcli.spaces import cnn, mlp
 from qemcli.training import Schedule

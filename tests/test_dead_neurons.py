@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from qemcli import groups
+from qemcli.designs import Design
 from qemcli.layers import quasi
-from qemcli.predictors import Design, Predictor
+from qemcli.predictors import Predictor
 from qemcli.spaces import Chain
 from qemcli.zoos.opening import open_zoo
 

@@ -13,11 +13,13 @@ from zoo_kit import write_zoo
 
 from qemcli import conventions, groups, signals
 from qemcli.architectures import nfn
+from qemcli.designs import Design
 from qemcli.editors import ByEditor, edited
 from qemcli.errors import InputError, UsageError
 from qemcli.expansion import folded, merge, shown
 from qemcli.layers.shown import Shown
-from qemcli.predictors import FILE, Design, Predictor
+from qemcli.predictor_files import FILE
+from qemcli.predictors import Predictor
 from qemcli.samples import gather
 from qemcli.spaces import Chain, mlp, siren
 from qemcli.tasks import editing

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from qemcli import groups
+from qemcli.designs import Design
 from qemcli.equivariance import steps
 from qemcli.layers.twin import Twin
-from qemcli.predictors import Design, Predictor
+from qemcli.predictors import Predictor
 from qemcli.verification import Check, verify
 
 SPACE = block_kit.space()

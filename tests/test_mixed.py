@@ -14,9 +14,10 @@ from zoo_kit import mixed_flats, mixed_spaces, write_mixed
 
 from qemcli import registry, runs
 from qemcli.comparison import Comparison, trials
+from qemcli.designs import Design, calibrate, mixers
 from qemcli.errors import InputError, UnsupportedError
 from qemcli.points import Points
-from qemcli.predictors import Design, Predictor, calibrate, mixers
+from qemcli.predictors import Predictor
 from qemcli.samples import gather
 from qemcli.spaces import Chain, WeightSpace, cnn
 from qemcli.training import TOGETHER, Rows, Run, Schedule, order

@@ -7,7 +7,9 @@ from fake_web import Fault
 from zoo_files import write_folder
 
 from qemcli import spaces
-from qemcli.predictors import FILE, Design, Predictor
+from qemcli.designs import Design
+from qemcli.predictor_files import FILE
+from qemcli.predictors import Predictor
 from qemcli.zoos.zoo import Zoo
 
 # The client itself uploads in a way that its HTTP library would rather not see.

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from qemcli import edits, registry, verification
-from qemcli.predictors import Predictor, installed
+from qemcli.predictor_files import installed
+from qemcli.predictors import Predictor
 from qemcli.samples import scored
 from qemcli.shipped import shipped
 from qemcli.verification import Check

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from qemcli import verification
+from qemcli.designs import Design
 from qemcli.errors import InconclusiveError, UsageError
 from qemcli.layers.twin import Twin
-from qemcli.predictors import Design, Predictor
+from qemcli.predictors import Predictor
 from qemcli.spaces import Chain, cnn, mlp
 from qemcli.verification import Check
 

@@ -93,7 +93,7 @@ def _changed(
     lr: float | None,
 ) -> Recipe:
     """The recipe with what the command line says instead."""
-    from qemcli.predictors import EDITING
+    from qemcli.designs import EDITING
 
     design = plan.design
     if architecture and architecture != design.architecture:

@@ -144,7 +144,8 @@ def _verified(
     from qemcli.errors import UsageError
     from qemcli.groups import applicable
     from qemcli.layers.twin import Twin
-    from qemcli.predictors import Predictor, is_predictor
+    from qemcli.predictor_files import is_predictor
+    from qemcli.predictors import Predictor
     from qemcli.zoos.opening import open_zoo
     from qemcli.zoos.zoo import Zoo
 

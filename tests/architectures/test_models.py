@@ -10,11 +10,11 @@ from nfn_bridge import copy_hnp, copy_np, network_spec, theirs
 
 from qemcli import groups, registry
 from qemcli.architectures import flat_mlp, monomial_nfn, nfn, statnn
+from qemcli.designs import Design
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.equivariant import LINEAR
 from qemcli.layers.features import act_on_features, door
 from qemcli.layers.presets import table
-from qemcli.predictors import Design
 from qemcli.spaces import cnn, mlp, small_transformer
 
 SMALL = {"channels": (4, 4, 3), "head": 16}

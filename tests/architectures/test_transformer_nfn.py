@@ -7,9 +7,10 @@ from block_kit import draw
 
 from qemcli import groups
 from qemcli.architectures import branched_mlp, branched_statnn, flat_mlp, statnn, transformer_nfn
+from qemcli.designs import Design
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers import attention_quasi
-from qemcli.predictors import Design, Predictor
+from qemcli.predictors import Predictor
 from qemcli.spaces import Rotary, mlp, small_transformer
 
 SPACE = block_kit.space()

@@ -12,9 +12,11 @@ from torch import Tensor
 from zoo_kit import write_zoo
 
 from qemcli import groups, registry
+from qemcli.designs import Design
 from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.points import Points
-from qemcli.predictors import FILE, Design, Predictor
+from qemcli.predictor_files import FILE
+from qemcli.predictors import Predictor
 from qemcli.spaces import cnn
 from qemcli.testing import CONTROLS, change, invariance_error
 from qemcli.training import Rows, Run, Schedule
