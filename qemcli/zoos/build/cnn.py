@@ -22,7 +22,7 @@ from qemcli.errors import UsageError
 from qemcli.functions import FUNCTIONS, respond
 from qemcli.spaces import Chain, Forward, Layered, Residual, cnn
 from qemcli.zoos.build.convolution import Convolution, matrix, side_after, windows
-from qemcli.zoos.build.mixed_recipe import MixedRecipe
+from qemcli.zoos.build.drawn import DrawnRecipe
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
 
@@ -89,7 +89,7 @@ class Network:
     seed: int
 
 
-def draw(recipe: Recipe | MixedRecipe, number: int) -> Network:
+def draw(recipe: DrawnRecipe, number: int) -> Network:
     """The hyper-parameters of network `number`, from (recipe.seed, number) alone."""
     rng = np.random.default_rng((recipe.seed, number))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from qemcli.spaces import Chain
 from qemcli.zoos.build import cnn
-from qemcli.zoos.build.mixed_recipe import MixedRecipe
+from qemcli.zoos.build.drawn import DrawnRecipe
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images, load
 
@@ -21,7 +21,7 @@ __all__ = ["block", "card", "load", "row", "splits", "summary"]
 SPLIT = (0.6, 0.7)  # train below the first, val below the second, test above: by run
 
 
-def splits(recipe: Recipe | MixedRecipe) -> np.ndarray:
+def splits(recipe: DrawnRecipe) -> np.ndarray:
     """train, val or test for every network: 60/10/30 in an order drawn from the recipe's seed."""
     order = np.random.default_rng((recipe.seed, 2**32)).permutation(recipe.models)
     rank = np.empty(recipe.models)
@@ -54,7 +54,7 @@ def block(
 
 
 def row(
-    recipe: Recipe | MixedRecipe,
+    recipe: DrawnRecipe,
     network: cnn.Network,
     step: int,
     score: dict[str, float],

@@ -4,44 +4,34 @@ for every one of them."""
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from qemcli.errors import UsageError
+from qemcli.zoos.build.zoo_recipe import ZooRecipe
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class DrawnRecipe(ABC):
+class DrawnRecipe(ZooRecipe):
     """Many networks of the same images, each trained its own way.
 
-    Attributes:
-        name, licence, about: for the card.
-        source: "digits" (scikit-learn), a train parquet in the Hub's schema, or
-        hf://datasets/owner/name/file.
-        test_source: the test parquet; digits and a lone parquet are cut instead.
+    Attributes, beside those of every zoo:
         test_images: how many held-out images the accuracy is measured on.
-        resize: side in pixels the images are averaged down to; 0: as they are.
         models: number of networks; checkpoints: steps at which one is kept, the last ends the
-        training. batch: images a step. block: networks that are trained together.
-        lr, l2, init_std: drawn log-uniformly for every network; dropout: uniformly; init, optimizer
-        and train_fraction: one is chosen.
+        training. batch: images a step.
+        lr, l2, init_std: drawn log-uniformly for every network; dropout: uniformly; init,
+        optimizer, activation and train_fraction: one is chosen.
     """
 
     name: str = "cnn"
-    licence: str = "unknown"
-    about: str = ""
-    source: str = "digits"
-    test_source: str | None = None
     test_images: int = 1000
-    resize: int = 0
     models: int = 100
     checkpoints: tuple[int, ...] = (100, 300, 500)
     batch: int = 32
-    seed: int = 0
     block: int = 32
     lr: Range = (5e-4, 5e-2)
     l2: Range = (1e-8, 1e-2)
@@ -55,6 +45,7 @@ class DrawnRecipe(ABC):
         "truncated_normal",
     )
     optimizer: tuple[str, ...] = ("adam", "rmsprop", "sgd")
+    activation: tuple[str, ...] = ("relu",)
     train_fraction: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
 
     @property

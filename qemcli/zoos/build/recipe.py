@@ -14,6 +14,7 @@ from qemcli.zoos.build.drawn import DrawnRecipe
 from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.siren_recipe import SirenRecipe
 from qemcli.zoos.build.transformer_recipe import TransformerRecipe
+from qemcli.zoos.build.zoo_recipe import ZooRecipe
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Recipe(DrawnRecipe):
     """A zoo of small CNNs of one architecture.
 
     Attributes, beside those of every zoo that is drawn:
-        channels, kernel, stride, padding, junction: the architecture; activation: one is chosen.
+        channels, kernel, stride, padding, junction: the architecture.
     """
 
     family: str = "cnn"
@@ -30,7 +31,6 @@ class Recipe(DrawnRecipe):
     stride: int = 2
     padding: int = 1
     junction: str = "pool"
-    activation: tuple[str, ...] = ("relu",)
 
     def check_architecture(self, path: Path) -> None:
         """Convolutions of positive sizes."""
@@ -38,8 +38,7 @@ class Recipe(DrawnRecipe):
             raise UsageError(f"{path}: channels, kernel and stride must be positive")
 
 
-AnyRecipe = Recipe | MixedRecipe | SirenRecipe | TransformerRecipe
-FAMILIES: dict[str, type[AnyRecipe]] = {
+FAMILIES: dict[str, type[ZooRecipe]] = {
     "cnn": Recipe,
     "mixed": MixedRecipe,
     "siren": SirenRecipe,
@@ -47,7 +46,7 @@ FAMILIES: dict[str, type[AnyRecipe]] = {
 }
 
 
-def load(path: Path) -> AnyRecipe:
+def load(path: Path) -> ZooRecipe:
     """Read a recipe; UsageError names the setting that is wrong and what was probably meant."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

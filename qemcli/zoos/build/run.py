@@ -17,23 +17,23 @@ from typing import Any
 from qemcli import __version__
 from qemcli.processes import spread
 from qemcli.writing import beside
-from qemcli.zoos.build.recipe import AnyRecipe
+from qemcli.zoos.build.zoo_recipe import ZooRecipe
 from qemcli.zoos.store import Store
 
 
-def family(recipe: AnyRecipe) -> ModuleType:
+def family(recipe: ZooRecipe) -> ModuleType:
     """The module that makes such networks."""
     return import_module(f"qemcli.zoos.build.{recipe.family}_zoo")
 
 
-def blocks(recipe: AnyRecipe) -> list[list[int]]:
+def blocks(recipe: ZooRecipe) -> list[list[int]]:
     """Network numbers of every block."""
     numbers = range(recipe.networks)
     return [list(numbers[i : i + recipe.block]) for i in range(0, len(numbers), recipe.block)]
 
 
 def build(
-    recipe: AnyRecipe,
+    recipe: ZooRecipe,
     images: Any,
     folder: Path,
     workers: int,
@@ -56,7 +56,7 @@ def build(
 
 
 def _blocks(
-    recipe: AnyRecipe,
+    recipe: ZooRecipe,
     images: Any,
     store: Store,
     workers: int,
@@ -80,12 +80,12 @@ def _blocks(
             advance(len(work[block]))
 
 
-_RECIPE: AnyRecipe
+_RECIPE: ZooRecipe
 _IMAGES: Any
 _DEVICE: str
 
 
-def _start(recipe: AnyRecipe, images: Any, device: str = "cpu") -> None:
+def _start(recipe: ZooRecipe, images: Any, device: str = "cpu") -> None:
     global _RECIPE, _IMAGES, _DEVICE  # a worker's arguments that are too large for every block
     import torch
 
@@ -102,7 +102,7 @@ def _block(block: int, numbers: list[int], folder: Path) -> None:
     Store(folder, resume=True).write(block, *made)
 
 
-def _finished(recipe: AnyRecipe, store: Store, count: int) -> dict[str, Any]:
+def _finished(recipe: ZooRecipe, store: Store, count: int) -> dict[str, Any]:
     record = {"recipe": dataclasses.asdict(recipe), "licence": recipe.licence, "name": recipe.name}
     made = family(recipe)
     about = made.about(recipe) if hasattr(made, "about") else {}
@@ -114,7 +114,7 @@ def _finished(recipe: AnyRecipe, store: Store, count: int) -> dict[str, Any]:
     return summary
 
 
-def card(recipe: AnyRecipe, body: list[str]) -> str:
+def card(recipe: ZooRecipe, body: list[str]) -> str:
     """The zoo's card: data, licence, what was made, how it is built again."""
     head = [
         "---",

@@ -9,18 +9,16 @@ from pathlib import Path
 from qemcli import registry
 from qemcli.errors import UsageError
 from qemcli.spaces import CONVENTIONS
+from qemcli.zoos.build.zoo_recipe import ZooRecipe
 
 INITS = ("nfn", "dws", "dws-first")
 
 
 @dataclass(frozen=True)
-class SirenRecipe:
+class SirenRecipe(ZooRecipe):
     """A zoo of SIRENs, one an image (or several of a training image).
 
-    Attributes:
-        name, licence, about: for the card.
-        source, test_source, resize: images, as for CNNs; without a test file the test images are
-        cut from the one source.
+    Attributes, beside those of every zoo:
         train, val, test: images of each split; the first two are of `source`.
         views: networks of each training image, from different seeds.
         widths: neurons of the hidden layers. w0, first_w0: factors of the hidden and the first
@@ -31,16 +29,10 @@ class SirenRecipe:
         last layer as torch draws it), "dws-first" (the same with a first layer of U(±1/inputs)).
         shared_init: every network begins at the same weights; a far easier zoo to read.
         lr: Adam's rate. psnr: in dB, a network that reaches it is done; 0: none. steps: at most.
-        block: networks written at a time.
     """
 
     family: str = "siren"
     name: str = "siren"
-    licence: str = "unknown"
-    about: str = ""
-    source: str = "digits"
-    test_source: str | None = None
-    resize: int = 0
     train: int = 600
     val: int = 100
     test: int = 300
@@ -54,7 +46,6 @@ class SirenRecipe:
     lr: float = 1e-3
     psnr: float = 40.0
     steps: int = 2000
-    seed: int = 0
     block: int = 400
 
     @property

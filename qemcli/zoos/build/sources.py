@@ -17,8 +17,7 @@ from qemcli.errors import EnvironmentFailure, InputError, UsageError
 from qemcli.hub.fetching import one_file
 from qemcli.hub.reference import PREFIX, Reference
 from qemcli.hub.repository import resolve
-from qemcli.zoos.build.mixed_recipe import MixedRecipe
-from qemcli.zoos.build.recipe import Recipe
+from qemcli.zoos.build.drawn import DrawnRecipe
 from qemcli.zoos.build.transformer_recipe import TransformerRecipe
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Images:
         return int(self.train_label.max()) + 1
 
 
-def load(recipe: Recipe | MixedRecipe | TransformerRecipe) -> Images:
+def load(recipe: DrawnRecipe | TransformerRecipe) -> Images:
     """The recipe's images; the test images are the first `test_images` of a seeded order.
 
     Raises InputError for a file that holds no images, EnvironmentFailure where an extra is missing.

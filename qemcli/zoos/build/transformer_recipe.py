@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qemcli.errors import UsageError
+from qemcli.zoos.build.zoo_recipe import ZooRecipe
 
 OPTIMIZERS = ("adam", "rmsprop", "sgd", "momentum")
 ADAPTIVE = ("adam", "rmsprop")
@@ -16,19 +17,15 @@ AXES = (
 
 
 @dataclass(frozen=True)
-class TransformerRecipe:
+class TransformerRecipe(ZooRecipe):
     """A zoo of small transformers, one network a cell of a grid of hyper-parameters.
 
     The defaults of the grid are the Small Transformer Zoo's (Tran et al., arXiv:2410.04209).
 
-    Attributes:
-        name, licence, about: for the card.
-        source: "digits" (scikit-learn), a train parquet in the Hub's schema, or
-        hf://datasets/owner/name/file; images where `patch` is set, else texts.
-        test_source: the test parquet; a lone source is cut instead.
+    Attributes, beside those of every zoo (its source holds images where `patch` is set, else
+    texts):
         test_images: how many held-out images or texts the accuracy is measured on.
         train_images: so many of the source are trained on; 0: all.
-        resize: side in pixels the images are averaged down to; 0: as they are.
         models: number of networks; checkpoints: epochs at which one is kept, the last ends the
         training.
         batch: examples a step; warmup: epochs of rising rate, a cosine follows.
@@ -43,18 +40,12 @@ class TransformerRecipe:
 
     family: str = "transformer"
     name: str = "transformer"
-    licence: str = "unknown"
-    about: str = ""
-    source: str = "digits"
-    test_source: str | None = None
     test_images: int = 500
     train_images: int = 0
-    resize: int = 0
     models: int = 100
     checkpoints: tuple[int, ...] = (50, 75, 100)
     batch: int = 128
     warmup: int = 10
-    seed: int = 0
     shared_init: bool = False
     width: int = 32
     heads: int = 2
@@ -73,7 +64,6 @@ class TransformerRecipe:
     l2: tuple[float, ...] = (1e-8, 1e-7, 1e-6, 1e-4, 1e-2)
     train_fraction: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7)
     dropout: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2)
-    block: int = 64
 
     @property
     def networks(self) -> int:
