@@ -157,10 +157,11 @@ class Predictor:
 
     def fits(self, space: WeightSpace) -> bool:
         """True where it can read them: the layers and the activation are its own, in whatever way
-        SIRENs are run, or its design reads networks that it has not met."""
+        SIRENs are run, or its design reads networks that it has not met, of a family that it
+        has."""
         if self.met(space):
             return True
-        if not isinstance(self.model, Mixed):
+        if not isinstance(self.model, Mixed) or space.family not in {s.family for s in self.spaces}:
             return False
         try:
             self.model.on(space)

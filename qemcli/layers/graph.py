@@ -12,7 +12,7 @@ The edge of a convolution carries its kernel taps, that of a flattened junction 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MIDDLE = -1  # the place of a residual sum in the windows
 FORWARD, REVERSED, BOTH = 0, 1, 2  # raw channels of an edge: (w, 0, w), reversed (0, w, w)
+Embedding = Callable[[Tensor, int, int], Tensor]  # of entries, a layer and a way
 
 
 class Windows:
@@ -94,10 +95,15 @@ class RawEdges(nn.Module):
             uniform(weight, 3 * weight.shape[-1])
         uniform(self.bias, 3 * windows.sizes[0])
 
-    def forward(self, x: Tensor, l: int, way: int, weight: Tensor, bias: Tensor) -> Tensor:
-        """Entries x (b, i, j, taps) of layer l, embedded, and then through weight and bias."""
-        own = self.windows.cut(list(self.weights), l)
-        return F.linear(x, weight @ (own[:, way] + own[:, BOTH]), weight @ self.bias + bias)
+    def then(self, weight: Tensor, bias: Tensor) -> Embedding:
+        """The embedding of entries x (b, i, j, taps) of layer l, and then weight and bias."""
+        end = weight @ self.bias + bias
+
+        def embedded(x: Tensor, l: int, way: int) -> Tensor:
+            own = self.windows.cut(list(self.weights), l)
+            return F.linear(x, weight @ (own[:, way] + own[:, BOTH]), end)
+
+        return embedded
 
     def absent(self) -> Tensor:
         """(c,): the embedding of an edge that is not there."""
@@ -119,16 +125,21 @@ class FourierEdges(nn.Module):
             self.register_buffer(f"frequencies{i}", spread * torch.randn(frequencies, 3, n))
         self.linear = nn.Linear(2 * frequencies, channels)
 
-    def forward(self, x: Tensor, l: int, way: int, weight: Tensor, bias: Tensor) -> Tensor:
-        """Entries x (b, i, j, taps) of layer l, embedded, and then through weight and bias."""
+    def then(self, weight: Tensor, bias: Tensor) -> Embedding:
+        """The embedding of entries x (b, i, j, taps) of layer l, and then weight and bias."""
         windows = [self.get_buffer(f"frequencies{i}") for i in range(len(self.windows.sizes))]
-        own = self.windows.cut(windows, l)
-        angle = F.linear(x, 2 * math.pi * (own[:, way] + own[:, BOTH]))
-        angle = angle.reshape(-1, angle.shape[-1])
         cosines, sines = (weight @ self.linear.weight).chunk(2, dim=1)
-        # Two products, which is cheaper than to copy the waves beside each other.
-        y = torch.addmm(weight @ self.linear.bias + bias, angle.cos(), cosines.T)
-        return y.addmm_(angle.sin(), sines.T).view(*x.shape[:-1], len(weight))
+        end = weight @ self.linear.bias + bias
+
+        def embedded(x: Tensor, l: int, way: int) -> Tensor:
+            own = self.windows.cut(windows, l)
+            rows = x.reshape(-1, x.shape[-1])
+            angle = F.linear(rows, 2 * math.pi * (own[:, way] + own[:, BOTH]))
+            # Two products, which is cheaper than to copy the waves beside each other.
+            y = torch.addmm(end, angle.cos(), cosines.T).addmm_(angle.sin(), sines.T)
+            return y.view(*x.shape[:-1], len(weight))
+
+        return embedded
 
     def absent(self) -> Tensor:
         """(c,): the embedding of an edge that is not there."""
@@ -275,21 +286,22 @@ class Entry(nn.Module):
     def _embedded(
         self, entries: Features, weight: Tensor, bias: Tensor, last: int
     ) -> tuple[list[Tensor], list[Tensor]]:
+        embedded = self.weight_map.then(weight, bias)
         first = len(entries) + 1 - last  # node layer whose edges are asked for
         forward, back = [], []
         for l, (x, _) in enumerate(entries):
             below, above = x, x.transpose(1, 2)
             to = below if l + 1 >= first else below[:, :0]
             fro = above if l >= first else above[:, :0]
-            forward.append(self.weight_map(to, l, FORWARD, weight, bias))
-            back.append(self.weight_map(fro, l, REVERSED, weight, bias))
+            forward.append(embedded(to, l, FORWARD))
+            back.append(embedded(fro, l, REVERSED))
         return forward, back
 
     def links(self, way: int, weight: Tensor, bias: Tensor) -> Tensor:
         """(o,): the embedded edge of a residual sum through one more affine map, as in `edges`."""
         one = weight.new_ones(1)
         bias = self.edge_in.bias @ weight.T + bias
-        return self.weight_map(one, MIDDLE, way, weight @ self.edge_in.weight, bias)
+        return self.weight_map.then(weight @ self.edge_in.weight, bias)(one, MIDDLE, way)
 
     def absent(self) -> Tensor:
         """(edges,): the embedding of an edge that is not there."""

@@ -4,8 +4,8 @@
     x_i' = Linear(Linear([x_i, agg_i, c_i agg_i]))     agg_i = [mean, min, max, std]_j m_ij
     e_ij' = Linear(silu(Linear e_ij + Linear x_j' + Linear x_i'))
 
-c_i = log(deg_i + 1) over its mean. A is split into the parts of i and of j, c_i is a constant of
-the layer, and whatever is linear in a row is one matrix. Source: arXiv:2403.12143 and, for the
+c_i = log(deg_i + 1) over its mean. A is split into the parts of i and of j, and whatever is linear
+in a row is one matrix. Source: arXiv:2403.12143 and, for the
 aggregation, arXiv:2004.05718.
 """
 
@@ -41,8 +41,8 @@ class PNA(nn.Module):
         ends = zip([0, *widths[:-1]], [*widths[1:], 0], partners, strict=True)
         degrees = [a + b + len(own) for a, b, own in ends]
         logs = [math.log(d + 1) for d in degrees]
-        average = sum(n * log for n, log in zip(widths, logs, strict=True)) / sum(widths)
-        self.amplification = [log / average for log in logs]
+        nodes = [log for n, log in zip(widths, logs, strict=True) for _ in range(n)]
+        self.amplification = [log * len(nodes) / sum(nodes) for log in nodes]
         self.encoder = nn.Linear(channels, 2 * channels)
         self.pre = nn.Linear(2 * channels, channels)
         self.post = nn.Linear(9 * channels, channels)
@@ -57,16 +57,16 @@ class PNA(nn.Module):
         p = F.linear(old, target, self.pre.bias).split(widths, dim=1)
         sent = F.linear(x, source).split([below, *widths] if below else widths, dim=1)
         q = sources(sent)[-len(modulation) :]
-        post = self.out.weight @ self.post.weight
-        bias = self.out.weight @ self.post.bias + self.out.bias
-        own, plain, scaled = post.split([d, 4 * d, 4 * d], dim=1)
-        factors = self.amplification[-len(modulation) :]
-        updates = []
+        found = []
         for l, (st, own_q) in enumerate(zip(modulation, q, strict=True)):
             if linked := self.partners[len(self.widths) - len(modulation) + l]:
                 st, own_q = modulated(st, across(sent, linked), own_q)
-            updates.append(F.linear(aggregate(st, p[l], own_q), plain + factors[l] * scaled))
-        return F.linear(old, own, bias) + torch.cat(updates, dim=1)
+            found.append(aggregate(st, p[l], own_q))
+        agg = torch.cat(found, dim=1)
+        c = agg.new_tensor(self.amplification[-sum(widths) :])[:, None]
+        post = self.out.weight @ self.post.weight
+        bias = self.out.weight @ self.post.bias + self.out.bias
+        return F.linear(torch.cat([old, agg, c * agg], dim=-1), post, bias)
 
 
 class EdgeUpdate(nn.Module):
@@ -196,7 +196,7 @@ class GNN(nn.Module):
                 outer = updates[i - 1].outer
                 biases = [w @ outer.bias + b for w, b in zip(weights, biases, strict=True)]
                 weights = [w @ outer.weight for w in weights]
-                seen = mapped(inner, weights, biases[0])
+                seen = mapped(inner, weights, biases[0], reach[min(i + 1, count - 1)])
             else:
                 seen = self._entered(entries, weights, biases, reach[0])
             x = convolution(x[:, -sum(self.widths[-reach[i] - 1 :]) :], seen[0])
@@ -214,7 +214,7 @@ class GNN(nn.Module):
             plain = blocks(*self.entry.plain_edges(entries, last))
             unit = torch.eye(self.edge_channels).to(biases[0])
             edges = self._linked(plain, unit, unit.new_zeros(len(unit)))
-            return mapped(edges[-last:], weights, biases[0])
+            return mapped(edges[-last:], weights, biases[0], last)
         joined = torch.cat([biases[0], *(torch.zeros_like(b) for b in biases[1:])])
         forward, back = self.entry.edges(entries, torch.cat(weights), joined, last)
         sizes = [len(weight) for weight in weights]
@@ -234,12 +234,16 @@ class GNN(nn.Module):
         return found
 
 
-def mapped(edges: list[Tensor], weights: list[Tensor], bias: Tensor) -> list[list[Tensor]]:
-    """The edges through an affine map, and through a linear one where there is a second weight."""
+def mapped(
+    edges: list[Tensor], weights: list[Tensor], bias: Tensor, last: int
+) -> list[list[Tensor]]:
+    """The blocks through an affine map; where there is a second weight, the `last` of them through
+    a linear one too."""
     if len(weights) == 1:
         return [[F.linear(e, weights[0], bias) for e in edges]]
-    pairs = [_Maps.apply(e, weights[0], bias, weights[1]) for e in edges]
-    return [list(found) for found in zip(*pairs, strict=True)]
+    once = [F.linear(e, weights[0], bias) for e in edges[:-last]]
+    pairs = [_Maps.apply(e, weights[0], bias, weights[1]) for e in edges[-last:]]
+    return [once + [a for a, _ in pairs], [b for _, b in pairs]]
 
 
 class _Maps(torch.autograd.Function):

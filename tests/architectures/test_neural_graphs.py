@@ -324,7 +324,7 @@ def test_joined_maps_have_the_gradients_of_two_linears(rng):
     inputs = draw(2, 3, 4, 5), draw(6, 5), draw(6), draw(3, 5)
     x, a, bias, b = inputs
     upstream = [draw(2, 3, 4, n).detach() for n in (6, 3)]
-    found = [y[0] for y in mapped([x], [a, b], bias)]
+    found = [y[0] for y in mapped([x], [a, b], bias, 1)]
     wanted = [F.linear(x, a, bias), F.linear(x, b)]
     pairs = [*zip(found, wanted, strict=True)]
     grads = [torch.autograd.grad(y, inputs, upstream) for y in (found, wanted)]

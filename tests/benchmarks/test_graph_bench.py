@@ -46,10 +46,8 @@ def scattered(layer: PNA, x: Tensor, st: Tensor, sources: Tensor, targets: Tenso
     variance = reduced(m * m, "sum") / degree - mean.square()
     extremes = [reduced(m, how) for how in ("amin", "amax")]
     found = torch.cat([mean, *extremes, variance.clamp_min(1e-5).sqrt()], dim=-1)
-    factor = torch.cat(
-        [torch.full((n,), a) for n, a in zip(layer.widths, layer.amplification, strict=True)]
-    )
-    return layer.out(layer.post(torch.cat([x, found, factor[:, None] * found], dim=-1)))
+    factor = torch.tensor(layer.amplification)[:, None]
+    return layer.out(layer.post(torch.cat([x, found, factor * found], dim=-1)))
 
 
 @pytest.mark.parametrize("batch", [8, 32])
