@@ -242,6 +242,9 @@ def test_an_architecture_that_was_not_met_is_answered_with_a_note(run, zoo, tmp_
     assert found.code == 0, found.err
     assert found.json["n"] == 32
     assert found.err.count("has met no cnn (1, 7, 3, 3) relu in training") == 1
+    sirens = run("predict", "siren-heldout", "--predictor", tmp_path / "p")
+    assert sirens.code == 3
+    assert "siren (2, 32, 32, 1) sin: not what 'p' reads" in sirens.err
 
 
 def test_designs_are_compared_over_many_architectures(zoo) -> None:
