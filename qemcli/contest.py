@@ -59,7 +59,7 @@ def grounds(plan: Comparison, zoos: Sequence[str], say: Callable[[str], None]) -
         sample = with_split(_apart(gathered, plan.apart, say), 0, say)
         sizes, refused = _built(plan, sample)
         kept = plan.only(list(sizes))
-        failed = [*opened.failures, *refused]
+        failed = [*sample.failed, *refused]
         found.append(Ground(str(zoo or opened.name), kept, sample, sizes, failed))
     return found
 

@@ -34,12 +34,14 @@ class Sample:
             wanted.
         index: their rows of the zoo's index.
         classes: the names of the classes, where the task has some.
+        failed: {"checkpoint", "reason"} of what could not be read.
     """
 
     networks: Points
     target: Tensor
     index: pandas.DataFrame
     classes: tuple[str, ...] = ()
+    failed: tuple[dict[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -105,9 +107,11 @@ def gather(
                 parts.append((number, flat[torch.from_numpy(good)]))
                 targets.append(target[good])
                 tables.append(table.iloc[good])
+    failed = tuple(item for zoo in zoos for item in zoo.failures)
     if not spaces:
+        said = f" ({failed[0]['checkpoint']}: {failed[0]['reason']})" if failed else ""
         raise InputError(
-            f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with"
+            f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with{said}"
         )
     if edit is not None and len(spaces) > 1:
         kinds = sorted({_kind(s) for s in spaces})
@@ -122,7 +126,7 @@ def gather(
     wanted = torch.from_numpy(target).float()
     if edit is not None:
         wanted = find(edit).of(spaces[0], found.flats[0])
-    return Sample(found, wanted, index, classes)
+    return Sample(found, wanted, index, classes, failed)
 
 
 def _number(spaces: list[WeightSpace], numbers: dict[WeightSpace, int], space: WeightSpace) -> int:

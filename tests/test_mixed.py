@@ -270,3 +270,22 @@ def test_probes_are_for_inputs_of_one_shape() -> None:
         design.build_mixed([IMAGES[0], cnn([1, 3], 4)])
     with pytest.raises(InputError, match="activation is not known"):
         design.build_mixed([IMAGES[0], cnn([1, 3], 3, activation=None)])
+
+
+def test_networks_of_a_damaged_shard_are_named_and_the_rest_is_done(run, zoo, tmp_path) -> None:
+    shards = sorted((zoo / "weights").glob("*/*.safetensors"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-8])
+    out = tmp_path / "p"
+    trained = run("train", _recipe(tmp_path, "gmn"), "--zoo", zoo, "--out", out, "--json")
+    asked = run("predict", zoo, "--predictor", out, "--json")
+    scored = run("evaluate", out, zoo, "--json")
+    for found, lost in ((trained, 16), (asked, 16), (scored, 2)):  # two of them are held out
+        assert found.code == 4, found.err
+        assert len(found.json["failed"]) == lost
+        assert {"cut short" in item["reason"] for item in found.json["failed"]} == {True}
+    assert asked.json["n"] == 16 * (len(shards) - 1)
+    for shard in shards[1:]:
+        shard.unlink()
+    nothing = run("train", _recipe(tmp_path, "gmn"), "--zoo", zoo, "--out", tmp_path / "q")
+    assert nothing.code == 3
+    assert "cut short" in nothing.err or "missing" in nothing.err

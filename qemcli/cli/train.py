@@ -78,7 +78,8 @@ def train(
     sink.note(f"predictor written to {folder}")
     design = dataclasses.asdict(plan.design)
     summary = {"predictor": str(folder), **design, "parameters": made.predictor.parameters}
-    sink.answer(Answer([made.test], {**summary, "seed": plan.seed, "epochs": len(made.history)}))
+    summary |= {"seed": plan.seed, "epochs": len(made.history)}
+    sink.answer(Answer([made.test], summary, list(sample.failed)))
 
 
 def _changed(

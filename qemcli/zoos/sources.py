@@ -91,25 +91,35 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def shards(root: Path) -> Source:
-    """Rows that lie in shards, by the columns `shard` and `row`."""
-    opened = lru_cache(maxsize=64)(lambda name: open_shard(inside(root, name))[0])
+    """Rows that lie in shards, by the columns `shard` and `row`; those of a shard that cannot be
+    read any more are named."""
+    opened = lru_cache(maxsize=64)(lambda path: open_shard(path)[0])
 
     def read(space: WeightSpace, table: pandas.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
-        out = np.empty((len(table), space.size), np.float32)
+        out = np.full((len(table), space.size), np.nan, np.float32)
+        bad: dict[int, str] = {}
         names, rows = table["shard"].to_numpy(dtype=object), table["row"].to_numpy()
         for name in dict.fromkeys(names):
-            at = np.flatnonzero(names == name)
-            matrix = opened(name)
-            if matrix.shape[1] != space.size or rows[at].max() >= len(matrix) or rows[at].min() < 0:
-                raise InputError(
-                    f"{root / name}: {matrix.shape} rows and parameters are not those of the index",
-                    "index the zoo again",
-                )
-            out[at] = matrix[rows[at]]
-            let_go(matrix)
-        return out, {}
+            at, path = np.flatnonzero(names == name), inside(root, name)
+            try:
+                matrix = opened(path)
+                out[at] = _rows(path, matrix, rows[at], space.size)
+            except QemError as error:
+                bad |= dict.fromkeys(at.tolist(), error.message.replace(f"{path}", name, 1))
+            else:
+                let_go(matrix)
+        return out, bad
 
     return read
+
+
+def _rows(path: Path, matrix: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
+    if matrix.shape[1] != size or rows.max() >= len(matrix) or rows.min() < 0:
+        raise InputError(
+            f"{path}: {matrix.shape} rows and parameters are not those of the index",
+            "index the zoo again",
+        )
+    return matrix[rows]
 
 
 def files(root: Path, activation: str | None = None) -> Source:
