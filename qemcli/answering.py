@@ -89,9 +89,10 @@ def answer(
     device: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
     advance: Callable[[int], None] = lambda n: None,
+    strict: bool = False,
 ) -> Answers:
     """Predict every checkpoint of the zoo; raises InputError where not one of them can be
-    answered."""
+    answered, or, `strict`, where one cannot."""
     module = registry.load("tasks", task)
     if predictor is not None and predictor.task != task:
         raise UsageError(
@@ -108,6 +109,7 @@ def answer(
         if isinstance(chosen, InputError):
             error = chosen
             found.failed += [{"checkpoint": n, "reason": chosen.message} for n in names]
+            _stop(strict, found.failed)
             continue
         if chosen.name not in found.predictors:
             found.predictors.append(chosen.name)
@@ -118,7 +120,9 @@ def answer(
         values = chosen.predict(rows, batch_size, device, carried=kept is not None).numpy()
         _collect(found, module, chosen.classes, table, values)
         advance(len(names))
+        _stop(strict, [*found.failed, *zoo.failures])
     found.failed += zoo.failures  # read last: files may break between opening and loading
+    _stop(strict, found.failed)
     if not found.rows:
         if error:
             raise error
@@ -131,6 +135,11 @@ def answer(
     if module.ORDERED:
         found.rows.sort(key=lambda row: -row["prediction"])
     return found
+
+
+def _stop(strict: bool, failed: list[dict[str, Any]]) -> None:
+    if strict and failed:
+        raise InputError(f"{failed[0]['checkpoint']}: {failed[0]['reason']}")
 
 
 def _collect(

@@ -284,6 +284,10 @@ def test_networks_of_a_damaged_shard_are_named_and_the_rest_is_done(run, zoo, tm
         assert len(found.json["failed"]) == lost
         assert {"cut short" in item["reason"] for item in found.json["failed"]} == {True}
     assert asked.json["n"] == 16 * (len(shards) - 1)
+    assert "warning" not in asked.err.lower()
+    strictly = run("predict", zoo, "--predictor", out, "--strict")
+    assert strictly.code == 3
+    assert "cut short" in strictly.err
     for shard in shards[1:]:
         shard.unlink()
     nothing = run("train", _recipe(tmp_path, "gmn"), "--zoo", zoo, "--out", tmp_path / "q")

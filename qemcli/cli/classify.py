@@ -66,6 +66,7 @@ def classify(
             options.device(device),
             sink.note,
             advance,
+            strict,
         )
     summary = {"n": len(found.rows), **_scores(found, seed), "predictors": found.predictors}
     columns = ["checkpoint", "class", "probability", "label"]

@@ -54,6 +54,7 @@ def predict(
             options.device(device),
             sink.note,
             advance,
+            strict,
         )
     task = registry.load("tasks", "generalization")
     summary = {**answering.scores(task, found), "predictors": found.predictors}

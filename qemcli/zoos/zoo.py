@@ -129,14 +129,13 @@ class Zoo:
         wanted = None if rows is None else np.asarray(rows)
         for space, positions in self.groups():
             kept = positions if wanted is None else positions[np.isin(positions, wanted)]
-            if len(kept):
-                yield self._read(space, kept)
+            yield from self._read(space, kept)
 
     def batches(self, size: int = 1024) -> Iterator[tuple[WeightSpace, Tensor, np.ndarray]]:
         """As `load`, at most `size` networks at a time: memory does not grow with the zoo."""
         for space, positions in self.groups():
             for start in range(0, len(positions), size):
-                yield self._read(space, positions[start : start + size])
+                yield from self._read(space, positions[start : start + size])
 
     def balanced(self, positions: np.ndarray) -> Tensor | None:
         """(n, D) float32, the balanced representatives that `qem index --balanced` keeps of rows of
@@ -151,9 +150,12 @@ class Zoo:
 
     def _read(
         self, space: WeightSpace, positions: np.ndarray
-    ) -> tuple[WeightSpace, Tensor, np.ndarray]:
+    ) -> Iterator[tuple[WeightSpace, Tensor, np.ndarray]]:
+        """Once, or not at all where none of them can be read."""
         import torch
 
+        if not len(positions):
+            return
         table = self.index.iloc[positions]
         flat, bad = self.source(space, table)
         if bad:
@@ -161,7 +163,8 @@ class Zoo:
             self.failures.extend({"checkpoint": names[i], "reason": r} for i, r in bad.items())
             good = np.array([i for i in range(len(table)) if i not in bad], dtype=int)
             flat, positions = flat[good], positions[good]
-        return space, torch.from_numpy(np.ascontiguousarray(flat)), positions
+        if len(positions):
+            yield space, torch.from_numpy(np.ascontiguousarray(flat)), positions
 
 
 def layout_of(path: Path) -> str:
