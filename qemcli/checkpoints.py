@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from qemcli import recognition, registry
+from qemcli.batch_norm import FOLDED, BatchNorm, batch_norms, without
 from qemcli.errors import EnvironmentFailure, InputError, UnsupportedError, UsageError
 from qemcli.spaces import Opaque, WeightSpace, opaque
 
@@ -60,15 +62,35 @@ class Checkpoint:
     skipped: tuple[tuple[str, str], ...] = field(default=())
     refusal: str | None = None
 
-    def weights(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that can be weights: floats, in torch's layout."""
+    def floats(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of floats that the file holds, in torch's layout."""
         floats = {n: s for n, s in self.shapes.items() if self.dtypes[n] in FLOATS}
         return recognition.turned(floats)
+
+    @cached_property
+    def norms(self) -> tuple[BatchNorm, ...]:
+        """The batch normalisations that are folded into their layers: none where the file states
+        its weight space."""
+        return () if "qem.space" in self.metadata else batch_norms(self.floats())
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that can be weights: floats, in torch's layout, without `norms`."""
+        return without(self.floats(), self.norms)
 
     def others(self) -> tuple[tuple[str, str], ...]:
         """(name, reason) of every tensor whose dtype makes it no weight."""
         reasons = {n: _reason(d) for n, d in self.dtypes.items() if d not in FLOATS}
         return (*self.skipped, *reasons.items())
+
+    def holds(self, space: WeightSpace) -> bool:
+        """Whether the file has every tensor of the space, in its shape."""
+        found = self.floats() if isinstance(space, Opaque) else self.weights()
+        return all(found.get(name) == shape for name, shape in space.shapes.items())
+
+    def dtype(self, name: str) -> str:
+        """The dtype of one of `weights`; of a bias that a norm makes that of its weight."""
+        made = {norm.bias: norm.weight for norm in self.norms if norm.made}
+        return self.dtypes[made.get(name, name)]
 
     def space(self, activation: str | None = None, heads: int | None = None) -> WeightSpace:
         """The weight space; raises InputError or UnsupportedError where there is none."""
@@ -88,7 +110,8 @@ class Checkpoint:
             )
         except InputError as error:
             raise type(error)(f"{self.path}: {error.message}", error.hint) from None
-        return recognition.with_skipped(space, self.others())
+        folded = [(name, norm.reason) for norm in self.norms for name in norm.own]
+        return recognition.with_skipped(space, (*self.others(), *folded))
 
     def _refuse_packed(self) -> None:
         """UnsupportedError where most numbers are whole: what floats there are then scale them."""
@@ -108,7 +131,7 @@ class Checkpoint:
         try:
             return self.space(activation, heads)
         except InputError as error:
-            left, skipped = recognition.weights(self.weights())
+            left, skipped = recognition.weights(self.floats())
             if not left or {"qem.kind", "qem.space"} & set(self.metadata):
                 raise
             reason = error.message.removeprefix(f"{self.path}: ").partition("; qem acts on")[0]
@@ -127,21 +150,33 @@ class Checkpoint:
         return space.size / max(space.size + foreign, 1)
 
     def tensors(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-        """name -> float32 or float64 array, torch's layout; raises InputError for a broken file."""
-        wanted = list(self.weights() if names is None else names)
+        """name -> float32 or float64 array as the file holds it, torch's layout; raises InputError
+        for a broken file."""
+        wanted = list(self.floats() if names is None else names)
         turns = recognition.turns(self.shapes)
         arrays = self.reader(wanted)
         return {n: a.transpose(turns[n]) if n in turns else a for n, a in arrays.items()}
 
+    def folded(self, space: WeightSpace) -> dict[str, np.ndarray]:
+        """name -> array of every tensor of the space: `norms` are folded in where it is
+        understood."""
+        norms = () if isinstance(space, Opaque) else self.norms
+        made = {norm.bias for norm in norms if norm.made}
+        own = [name for norm in norms for name in norm.own]
+        arrays = self.tensors([*(n for n in space.names if n not in made), *own])
+        for norm in norms:
+            arrays |= norm.folded(arrays)
+        return {name: arrays[name] for name in space.names}
+
     def row(self, space: WeightSpace) -> np.ndarray:
-        """(D,) float32: the parameters in the order of the space."""
-        arrays = self.tensors(space.names)
+        """(D,) float32: the parameters in the order of the space, with `norms` folded in."""
+        arrays = self.folded(space)
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf: flagged, not fatal
             return np.concatenate([arrays[n].astype(np.float32).ravel() for n in space.names])
 
 
 def _no_weights(reason: str) -> bool:
-    return reason == recognition.OPTIMISER or reason.endswith("not weights")
+    return reason == recognition.OPTIMISER or reason.endswith("not weights") or FOLDED in reason
 
 
 def _reason(dtype: str) -> str:

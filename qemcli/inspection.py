@@ -34,7 +34,7 @@ def describe(
     flat = checkpoint.row(space)[None]
     hint = siren_hint(space, flat)
     refused = {n: groups.allowed(n, space) for n in groups.names() if n != "all"}
-    dtypes = sorted({checkpoint.dtypes[name] for name in space.names})
+    dtypes = sorted({checkpoint.dtype(name) for name in space.names})
     return {
         "checkpoint": str(checkpoint.path),
         "format": checkpoint.format,
@@ -53,7 +53,7 @@ def describe(
         "ties": int(ties(space, flat)[0]),
         "sha256": str(digests(flat)[0]),
         "tensors": {
-            t.name: {"axes": str(t), "shape": list(t.shape), "dtype": checkpoint.dtypes[t.name]}
+            t.name: {"axes": str(t), "shape": list(t.shape), "dtype": checkpoint.dtype(t.name)}
             for t in space.tensors
         },
         "skipped": [{"tensor": name, "reason": reason} for name, reason in space.skipped],

@@ -33,7 +33,8 @@ _RUN = re.compile(
 _FOREIGN = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
     for pattern, reason in (
-        (r"running_(mean|var)|moving_(mean|variance)|num_batches", "batch normalisation"),
+        (r"running_(mean|var)|moving_(mean|variance)|num_batches",
+         "batch normalisation that names do not put right behind a layer"),
         (r"lora_?[ab]\b|lora[._]?(down|up)", "a LoRA adapter"),
         (r"(^|[./])(down_?sample|shortcut|skip|res(idual|net|block)?s?)\d*([./_]|$)", "residual"),
         (r"(^|[./])(res|residual)_?(block|unit)s?\d*([./_]|$)", "residual connections"),

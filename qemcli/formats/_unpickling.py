@@ -128,7 +128,11 @@ def _save(checkpoint: Checkpoint, out: Path) -> None:
     from safetensors.torch import save_file
 
     stated = {k: str(v) for k, v in checkpoint.metadata.items()}
-    with suppress(QemError):  # then it is listed by its tensors alone
-        stated["qem.space"] = checkpoint.space().to_json()
     arrays = checkpoint.tensors()
+    with suppress(QemError):  # then it is listed by its tensors alone
+        space = checkpoint.space()
+        stated["qem.space"] = space.to_json()
+        gone = {name for norm in checkpoint.norms for name in norm.own}
+        left = {name: array for name, array in arrays.items() if name not in gone}
+        arrays = left | checkpoint.folded(space)
     save_file({n: torch.from_numpy(a.copy()) for n, a in arrays.items()}, out, metadata=stated)

@@ -63,8 +63,7 @@ class Networks:
     def row(self, member: Member, space: WeightSpace) -> np.ndarray:
         """(D,) float32 in the order of the space; InputError where the tensors are others."""
         checkpoint = self.open(member)
-        found = checkpoint.weights()
-        if any(found.get(name) != shape for name, shape in space.shapes.items()):
+        if not checkpoint.holds(space):
             raise InputError("its tensors are not those of the index", "index the zoo again")
         try:
             return checkpoint.row(space)

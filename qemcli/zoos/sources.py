@@ -140,8 +140,7 @@ def files(root: Path, activation: str | None = None) -> Source:
 
 def _row(path: Path, space: WeightSpace) -> np.ndarray:
     checkpoint = open_checkpoint(path)
-    found = checkpoint.weights()
-    if any(found.get(name) != shape for name, shape in space.shapes.items()):
+    if not checkpoint.holds(space):
         raise InputError(f"{path}: its tensors are not those of the index", "index the zoo again")
     return checkpoint.row(space)
 

@@ -145,7 +145,7 @@ def _space(checkpoint: Checkpoint, said: dict[str, Any]) -> WeightSpace:
         return residual(space, (*added, NONE))
     except InputError as why:
         reason = f"residual connections: {why.message}"
-        return opaque(weights(checkpoint.weights())[0], reason)
+        return opaque(weights(checkpoint.floats())[0], reason)
 
 
 def _added(said: Any) -> tuple[int, ...]:
