@@ -107,7 +107,8 @@ class Comparison:
 @dataclass(frozen=True)
 class Trial:
     """One run: a design, a seed, and the scales its training zoo was augmented by (None: as it
-    is); `called` in tables, where `settings` say what was found by search."""
+    is); `called` in tables, where `settings` say where its schedule differs from the comparison's,
+    and what was found by search."""
 
     design: Design
     seed: int
@@ -137,6 +138,15 @@ def label(design: Design, schedule: Mapping[str, Any] = MappingProxyType({})) ->
 
 def load(path: Path) -> Comparison:
     """Read a comparison; UsageError names what is wrong."""
+    try:
+        found = _read(path)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    _check(found, path)
+    return found
+
+
+def _read(path: Path) -> Comparison:
     document = read_toml(path)
     shared = document.pop("config", {})
     given = [_design(d, shared, f"{path} [[design]]") for d in document.pop("design", [])]
@@ -150,9 +160,7 @@ def load(path: Path) -> Comparison:
     document["thresholds"] = tuple(map(float, document.get("thresholds", ())))
     designs, names, own = zip(*given, strict=True) if given else ((), (), ())
     kept: dict[str, Any] = {"designs": designs, "names": names, "schedules": own}
-    found = Comparison(schedule=schedule, zoos=zoos, **kept, **document)
-    _check(found, path)
-    return found
+    return Comparison(schedule=schedule, zoos=zoos, **kept, **document)
 
 
 def _check(plan: Comparison, path: Path) -> None:

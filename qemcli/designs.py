@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qemcli import registry
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.metanetwork import Metanetwork, Mixed
+from qemcli.settings import like
 from qemcli.spaces import Chain, Residual, Transformer, WeightSpace, chain_of
 
 if TYPE_CHECKING:
@@ -129,6 +130,11 @@ class Design:
                 raise UsageError(
                     f"'{self.architecture}' has no setting '{name}'",
                     registry.suggest(name, sorted(known)),
+                )
+            if not like(value, known[name]):
+                raise UsageError(
+                    f"'{self.architecture}': '{name}' is {value!r}; something like "
+                    f"{known[name].default!r} is needed"
                 )
             chosen[name] = tuple(value) if isinstance(value, list) else value
         return config(**chosen)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 FILE = "predictor.safetensors"
+FIELDS: dict[str, type] = {"architecture": str, "quasi": str, "config": dict, "task": str}
 
 
 def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dict[str, Any]]:
@@ -32,11 +33,17 @@ def read_header(path: Path, header: Mapping[str, str]) -> tuple[WeightSpace, dic
         raise InputError(f"{path}: a safetensors file, but not a qem predictor", "see `qem models`")
     try:
         record = json.loads(header["qem.config"])
-        missing = {"architecture", "quasi", "config", "task"} - set(record)
-    except (KeyError, ValueError, TypeError):
-        record, missing = {}, {"qem.config"}
+        json.loads(header.get("qem.provenance", "{}"))
+    except (KeyError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: the predictor's header lacks qem.config")
+    missing = FIELDS.keys() - record.keys()
     if missing:
         raise InputError(f"{path}: the predictor's header lacks {', '.join(sorted(missing))}")
+    for name, kind in {**FIELDS, "others": list, "classes": list}.items():
+        if not isinstance(record.get(name, kind()), kind):
+            raise InputError(f"{path}: '{name}' of the predictor's header is {record[name]!r}")
     return WeightSpace.from_json(header.get("qem.space", "")), record
 
 

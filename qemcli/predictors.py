@@ -208,9 +208,14 @@ class Predictor:
         space, record = read_header(path, header)
         others = others_of(record)
         design = Design(record["architecture"], record["quasi"], record["config"])
-        task, classes = record["task"], tuple(record.get("classes", ()))
+        task, classes = record["task"], tuple(map(str, record.get("classes", ())))
         outputs = registry.load("tasks", task).outputs(classes)
-        model = design.build_mixed((space, *others), outputs)
+        try:
+            model = design.build_mixed((space, *others), outputs)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"{path}: no '{design.architecture}' has such settings: {error}"
+            ) from None
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

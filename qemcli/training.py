@@ -8,9 +8,11 @@ as often as it has networks, and one loss is taken over all that a batch holds.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -176,11 +178,12 @@ class Run:
         resume: bool = False,
         on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     ) -> list[dict[str, float]]:
-        """Train; the model ends with the weights of its best validation epoch. Returns one row an
+        """Train; the model ends with the weights of its best validation epoch, or of the last where
+        no epoch has a score (all targets of the validation networks are equal). Returns one row an
         epoch. Trees are grown instead, anew where a run resumes: one row a round.
 
         Raises InputError for data that nothing can be learned from, UsageError where the loss
-        diverges.
+        diverges, and where `resume` meets the state of another run or a damaged one.
         """
         check(train, val, self.task.TARGET)
         if isinstance(self.model, Grown):
@@ -190,10 +193,12 @@ class Run:
         self._optimisers(train)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
+            about = self._about(train) if self.state else {}
             if resume:
-                self._restore()
+                self._restore(about)
             for epoch in range(len(self.history), self.schedule.epochs):
                 row = self._epoch(epoch, train, val)
+                self._save(about)
                 on_epoch(row)
                 if self._stale():
                     break
@@ -213,24 +218,27 @@ class Run:
         score = scores.get(self.task.METRIC, math.nan)
         row = {"epoch": epoch + 1, "loss": loss, **{f"val_{k}": v for k, v in scores.items()}}
         self.history.append(row)
-        if score > self.best:
-            self.best = score
+        none = math.isnan(score) and self.best == -math.inf
+        if score > self.best or none:
+            self.best = self.best if none else score
             self.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self._save()
         return row
 
     def _pass(self, epoch: int, train: Rows) -> float:
         self.model.train()
         total = 0.0
         for batch in order(train.networks, self.seed, epoch).split(self.schedule.batch_size):
-            mine = batch[self.team.rank :: self.team.size]
+            # A batch of fewer networks than processes is read by all of them.
+            shared = len(batch) >= self.team.size
+            mine = batch[self.team.rank :: self.team.size] if shared else batch
+            weight = len(mine) * self.team.size / len(batch) if shared else 1.0
             parts = list(train.networks.parts(mine))
             found = self.reading([(space, flat.to(self.device)) for space, flat, _ in parts])
             wanted = train.target[mine[torch.cat([places for _, _, places in parts])]]
             wanted = wanted.repeat_interleave(self.model.members, dim=0)
             loss = self.task.loss(found, wanted.to(self.device))
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            (weight * loss).backward()  # processes average gradients as if shares were equal
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
             self.cycle.step()
@@ -243,11 +251,21 @@ class Run:
         values = [-math.inf if math.isnan(score) else score for score in scores]
         return bool(patience) and len(values) - int(np.argmax(values)) > patience
 
-    def _save(self) -> None:
+    def _about(self, train: Rows) -> dict[str, Any]:
+        """What tells this run from another: nothing else may go on with its state."""
+        shapes = {name: list(v.shape) for name, v in self.model.state_dict().items()}
+        target = hashlib.sha256(train.target.numpy().tobytes()).hexdigest()
+        networks = f"{train.networks.hash()} {target}"
+        return {
+            "schedule": asdict(self.schedule), "seed": self.seed, "design": shapes,
+            "networks": networks,
+        }  # fmt: skip
+
+    def _save(self, about: dict[str, Any]) -> None:
         if self.state is None or self.team.rank:
             return
         record = {
-            "schedule": asdict(self.schedule),
+            **about,
             "history": self.history,
             "best": self.best,
             "best_state": self.best_state,
@@ -255,22 +273,37 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "cycle": {k: v for k, v in self.cycle.state_dict().items() if not callable(v)},
             "generator": torch.get_rng_state(),
+            "generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         held = io.BytesIO()  # torch's own writer tells nobody that the disk is full
         torch.save(record, held)
         beside(self.state, lambda path: path.write_bytes(held.getvalue()))
 
-    def _restore(self) -> None:
+    def _restore(self, about: dict[str, Any]) -> None:
         if self.state is None or not self.state.is_file():
             return
-        record: dict[str, Any] = torch.load(self.state, weights_only=True)
-        if record["schedule"] != asdict(self.schedule):
+        record = _read(self.state)
+        other = [name for name, value in about.items() if record.get(name) != value]
+        if other:
             raise UsageError(
-                f"{self.state}: it was trained by another schedule", "train without --resume"
+                f"{self.state}: it was trained with another {', '.join(other)}",
+                "train without --resume",
             )
         self.history, self.best = record["history"], record["best"]
-        self.best_state = record["best_state"]
+        self.best_state = {k: v.to(self.device) for k, v in record["best_state"].items()}
         self.model.load_state_dict(record["model"])
         self.optimiser.load_state_dict(record["optimiser"])
         self.cycle.load_state_dict(record["cycle"])
         torch.set_rng_state(record["generator"])
+        if record["generators"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(record["generators"])
+
+
+def _read(state: Path) -> dict[str, Any]:
+    try:
+        record = torch.load(state, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
+        record = None
+    if not isinstance(record, dict):
+        raise UsageError(f"{state}: no state of a training run", "train without --resume")
+    return record

@@ -210,3 +210,15 @@ def test_orbits_of_heads_are_tried_and_doubled_at_growing_conditions() -> None:
     assert doubled.networks.flats[0].shape == (80, space.size)
     queries = space.unflatten(doubled.networks.flats[0][40:])["encoder.0.attention.queries.weight"]
     assert queries.abs().max() > 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seeds = 3", "designs = 5", "names = ['a']", "ranges = [1, 10]", "schedule = 5",
+     "thresholds = ['a']", "[schedule]\nlr = 'a'"],
+)  # fmt: skip
+def test_a_recipe_of_the_wrong_kinds_is_a_usage_error(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "compare.toml"
+    path.write_text(f'{text}\n[[design]]\narchitecture = "statnn"\n')
+    with pytest.raises(UsageError):
+        comparison.load(path)

@@ -13,7 +13,11 @@ from qemcli.cli import _options as options
 from qemcli.cli._out import Answer, Sink
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qemcli.spaces import WeightSpace
     from qemcli.verification import Check, Report
+    from qemcli.zoos.zoo import Zoo
 
 app = typer.Typer(add_completion=False)
 
@@ -155,7 +159,7 @@ def _verified(
         )
     if module:
         opened = open_zoo(zoo, sink.note, activation=activation)
-        space = next(iter(opened.batches(1)))[0]
+        space, _ = _one(opened)
         flat = verification.networks(space, [opened], networks, activation)
         model = verification.module(module, Path(checkpoint)).to(check.dtype)
         groups = [group] if group else applicable(space)
@@ -179,10 +183,22 @@ def _verified(
         flat = verification.networks(predictor.space, _zoos(zoo, sink), networks, activation)
         report = verification.verify(predictor, flat, group, check)
         return report, {"predictor": predictor.name, "networks": len(flat)}
-    space, flat, _ = next(iter(Zoo.open(checkpoint, activation=activation).load()))
+    space, flat = _one(Zoo.open(checkpoint, activation=activation))
     groups = [group] if group else applicable(space)
     w = space.unflatten(flat.to(check.dtype))
     return verification.verify_network(space, w, groups, check), {"checkpoint": checkpoint}
+
+
+def _one(zoo: Zoo) -> tuple[WeightSpace, Tensor]:
+    """(space, (n, D)) of the first networks that can be read; InputError where none can."""
+    from qemcli.errors import InputError
+
+    for space, flat, _ in zoo.batches():
+        return space, flat
+    reasons = [f"{item['checkpoint']}: {item['reason']}" for item in zoo.failures[:1]]
+    raise InputError(
+        ": ".join([f"{zoo.path}: none of {len(zoo)} checkpoints can be read", *reasons])
+    )
 
 
 def _directory(

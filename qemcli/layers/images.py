@@ -63,7 +63,9 @@ def mapped(x: Rows, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     table = x.table @ weight.T
     if bias is None:
         return x.entries @ table
-    return torch.addmm(bias, x.entries.flatten(0, -2), table).view(*x.entries.shape[:-1], -1)
+    return torch.addmm(bias, x.entries.flatten(0, -2), table).view(
+        *x.entries.shape[:-1], len(weight)
+    )
 
 
 def whole(x: Rows) -> Tensor:

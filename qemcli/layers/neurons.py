@@ -65,7 +65,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        y = left[:, :, None] + right[:, None]
+        y = (left[:, :, None] + right[:, None]).contiguous()  # so that flatten is a view of it
         y.flatten(0, 2).addmm_(x.flatten(0, 2), weight.T)
         return y
 

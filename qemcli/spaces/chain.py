@@ -76,9 +76,16 @@ class Layered(WeightSpace):
         return (*(f"h{i}" for i in range(1, len(self.layers))), "y")
 
     def same_layers(self, other: Layered) -> bool:
-        """True where `other` has the same maps, whatever its tensors are called."""
-        mine = [(la.rows, la.cols, la.taps, la.conv) for la in self.layers]
-        return mine == [(la.rows, la.cols, la.taps, la.conv) for la in other.layers]
+        """True where `other` has the same maps, biases and kernels, whatever its tensors are
+        called: then rows of one are rows of the other."""
+        return self._maps == other._maps
+
+    @property
+    def _maps(self) -> list[tuple[Any, ...]]:
+        return [
+            (la.rows, la.cols, la.taps, la.conv, la.bias is None, *self[la.weight].unfolded[2:])
+            for la in self.layers
+        ]
 
     def matrices(self, w: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Every layer as W (b, rows, cols, taps) and bias (b, rows); an absent bias reads as

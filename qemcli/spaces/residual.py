@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qemcli.errors import InputError
 from qemcli.spaces._notation import Axis, NamedTensor, parse
 from qemcli.spaces._space import WeightSpace
 from qemcli.spaces.chain import Chain, Forward, Layer, Layered, chain_of
-
-if TYPE_CHECKING:
-    pass
 
 NONE = -1  # nothing is added to this layer
 

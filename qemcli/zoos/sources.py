@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas
 
 _PARTS = (".safetensors", ".json")  # what a checkpoint in a directory is read from
+AGAIN = "index the zoo again"
 ROWS = 256  # of a mapped array at a time: what they hold stays in the cache
 MEMBER = ("file", "size", "offset", "packed")  # the columns that say where a member lies
 Source: TypeAlias = "Callable[[WeightSpace, pandas.DataFrame], tuple[np.ndarray, dict[int, str]]]"
@@ -99,6 +100,8 @@ def shards(root: Path) -> Source:
         out = np.full((len(table), space.size), np.nan, np.float32)
         bad: dict[int, str] = {}
         names, rows = table["shard"].to_numpy(dtype=object), table["row"].to_numpy()
+        if not all(isinstance(name, str) for name in names) or rows.dtype.kind not in "iu":
+            raise InputError(f"{root}: its index has no shard and row of every network", AGAIN)
         for name in dict.fromkeys(names):
             at, path = np.flatnonzero(names == name), inside(root, name)
             try:
@@ -116,8 +119,7 @@ def shards(root: Path) -> Source:
 def _rows(path: Path, matrix: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
     if matrix.shape[1] != size or rows.max() >= len(matrix) or rows.min() < 0:
         raise InputError(
-            f"{path}: {matrix.shape} rows and parameters are not those of the index",
-            "index the zoo again",
+            f"{path}: {matrix.shape} rows and parameters are not those of the index", AGAIN
         )
     return matrix[rows]
 
@@ -141,7 +143,7 @@ def files(root: Path, activation: str | None = None) -> Source:
 def _row(path: Path, space: WeightSpace) -> np.ndarray:
     checkpoint = open_checkpoint(path)
     if not checkpoint.holds(space):
-        raise InputError(f"{path}: its tensors are not those of the index", "index the zoo again")
+        raise InputError(f"{path}: its tensors are not those of the index", AGAIN)
     return checkpoint.row(space)
 
 

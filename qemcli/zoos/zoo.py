@@ -160,7 +160,9 @@ class Zoo:
         flat, bad = self.source(space, table)
         if bad:
             names = table["checkpoint"].tolist()
-            self.failures.extend({"checkpoint": names[i], "reason": r} for i, r in bad.items())
+            found = [{"checkpoint": names[i], "reason": reason} for i, reason in bad.items()]
+            known = {item["checkpoint"] for item in self.failures}  # it may be read twice
+            self.failures.extend(item for item in found if item["checkpoint"] not in known)
             good = np.array([i for i in range(len(table)) if i not in bad], dtype=int)
             flat, positions = flat[good], positions[good]
         if len(positions):

@@ -84,6 +84,25 @@ def test_digits_lie_between_minus_one_and_one() -> None:
     assert (float(found.train.min()), float(found.train.max())) == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_pictures_of_every_mode_are_grey_or_coloured_in_the_unit_range(mode, tmp_path) -> None:
+    from PIL import Image
+
+    ramp = np.repeat(np.linspace(0, 255, 8, dtype=np.uint8)[None], 8, axis=0)
+    grey = Image.fromarray(ramp)
+    if mode == "I;16":
+        picture = Image.fromarray(ramp.astype(np.uint16) * 257)
+    else:
+        picture = (grey.convert("RGB") if mode == "P" else grey).convert(mode)
+    held = io.BytesIO()
+    picture.save(held, "PNG")
+    found = sources._picture(tmp_path, {"bytes": held.getvalue()})
+    assert found.shape == (3 if mode in ("P", "RGB", "RGBA") else 1, 8, 8)
+    assert (found.min(), found.max()) == (0, 1)
+    if mode != "1":
+        assert np.abs(found[0] - ramp / 255).max() < (0.2 if mode == "P" else 1e-6)
+
+
 def test_picture_that_is_none_is_named(tmp_path: Path) -> None:
     import pandas
 

@@ -215,3 +215,36 @@ def test_what_is_written_may_be_read_by_others(tmp_path):
     shards = list((tmp_path / "z").rglob("*.safetensors"))
     assert shards
     assert {file.stat().st_mode for file in shards} == {plain.stat().st_mode}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"row": 1.5}, {"row": "0"}, {"row": float("nan")}, {"shard": 5}],
+    ids=str,
+)
+def test_columns_that_are_no_places_are_refused(tmp_path, columns):
+    write_own(tmp_path / "z")
+    zoo = Zoo.open(tmp_path / "z")
+    table = zoo.index.assign(**columns)
+    with pytest.raises(InputError, match="no shard and row"):
+        zoo.source(next(zoo.groups())[0], table)
+
+
+def test_what_is_read_twice_fails_once(tmp_path):
+    write_own(tmp_path / "z")
+    zoo = Zoo.open(tmp_path / "z")
+    for name in set(zoo.index["shard"]):
+        (tmp_path / "z" / name).unlink()
+    for _ in range(2):
+        assert list(zoo.load()) == []
+    assert len(zoo.failures) == len(zoo)
+
+
+def test_verifying_on_a_zoo_of_which_nothing_can_be_read_says_so(run, tmp_path):
+    write_own(tmp_path / "z")
+    for name in set(Zoo.open(tmp_path / "z").index["shard"]):
+        (tmp_path / "z" / name).unlink()
+    found = run("verify-invariance", tmp_path / "z")
+    assert found.code == 3
+    assert "none of 7 checkpoints can be read" in found.err
+    assert "shard is missing" in found.err

@@ -22,12 +22,10 @@ from qemcli.errors import UsageError
 from qemcli.functions import FUNCTIONS, respond
 from qemcli.spaces import Chain, Forward, Layered, Residual, cnn
 from qemcli.zoos.build.convolution import Convolution, matrix, side_after, windows
-from qemcli.zoos.build.drawn import DrawnRecipe
+from qemcli.zoos.build.drawn import OPTIMIZERS, DrawnRecipe
 from qemcli.zoos.build.recipe import Recipe
 from qemcli.zoos.build.sources import Images
 
-OPTIMIZERS = ("adam", "rmsprop", "sgd")
-INITS = ("he_normal", "glorot_normal", "orthogonal", "normal", "truncated_normal")
 BANK = 2**26  # numbers: the windows of up to so many are kept (256 MB), of more made at each step
 
 

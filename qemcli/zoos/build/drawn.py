@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from qemcli import registry
 from qemcli.errors import UsageError
+from qemcli.spaces import ACTIVATIONS
 from qemcli.zoos.build.zoo_recipe import ZooRecipe
 
 Range = tuple[float, float]
+OPTIMIZERS = ("adam", "rmsprop", "sgd")
+INITS = ("he_normal", "glorot_normal", "orthogonal", "normal", "truncated_normal")
+JUNCTIONS = ("pool", "flatten")
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,8 @@ class DrawnRecipe(ZooRecipe):
     l2: Range = (1e-8, 1e-2)
     init_std: Range = (1e-3, 0.5)
     dropout: Range = (0.0, 0.7)
-    init: tuple[str, ...] = (
-        "he_normal",
-        "glorot_normal",
-        "orthogonal",
-        "normal",
-        "truncated_normal",
-    )
-    optimizer: tuple[str, ...] = ("adam", "rmsprop", "sgd")
+    init: tuple[str, ...] = INITS
+    optimizer: tuple[str, ...] = OPTIMIZERS
     activation: tuple[str, ...] = ("relu",)
     train_fraction: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
 
@@ -64,12 +64,31 @@ class DrawnRecipe(ZooRecipe):
                 raise UsageError(f"{path}: '{name}' is {list(ends)}; [low, high] above 0 is needed")
         if len(self.dropout) != 2 or not 0 <= self.dropout[0] <= self.dropout[1] < 1:
             raise UsageError(f"{path}: 'dropout' is {list(self.dropout)}; 0 <= low <= high < 1")
-        if min(self.checkpoints, default=-1) < 0 or min(self.models, self.batch, self.block) < 1:
+        sizes = (self.models, self.batch, self.block, self.test_images)
+        if min(self.checkpoints, default=-1) < 0 or min(sizes) < 1:
             raise UsageError(
-                f"{path}: checkpoints, models, batch and block must be there and positive"
+                f"{path}: checkpoints, models, batch, block and test_images must be there and "
+                "positive"
             )
+        shares = self.train_fraction
+        if not shares or not 0 < min(shares) <= max(shares) <= 1:
+            raise UsageError(f"{path}: 'train_fraction' is {list(shares)}; above 0, up to 1")
+        self.check_choices(path, "init", INITS)
+        self.check_choices(path, "optimizer", OPTIMIZERS)
+        self.check_choices(path, "activation", sorted(ACTIVATIONS))
         self.check_architecture(path)
         return self
+
+    def check_choices(self, path: Path, name: str, known: Sequence[str]) -> None:
+        """UsageError where a setting has no value, or one that is not known."""
+        value = getattr(self, name)
+        values = (value,) if isinstance(value, str) else value
+        if not values:
+            raise UsageError(f"{path}: '{name}' is empty", f"of {', '.join(known)}")
+        for one in values:
+            if one not in known:
+                hint = registry.suggest(one, list(known))
+                raise UsageError(f"{path}: '{name}' has {one!r}", hint)
 
     @abstractmethod
     def check_architecture(self, path: Path) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qemcli import registry
 from qemcli.errors import UsageError
-from qemcli.spaces import ACTIVATIONS
-from qemcli.zoos.build.drawn import DrawnRecipe
+from qemcli.zoos.build.drawn import JUNCTIONS, DrawnRecipe
 
-JUNCTIONS = ("pool", "flatten")
 CHOSEN = ("depth", "width", "kernel", "stride", "junction", "activation")
 SHALLOWEST = 3  # convolutions below which there is no layer but the one before to add
 
@@ -42,11 +39,7 @@ class MixedRecipe(DrawnRecipe):
 
     def check_architecture(self, path: Path) -> None:
         """Choices that are there and known, odd kernels, and layers to add where there are sums."""
-        for name, known in (("activation", sorted(ACTIVATIONS)), ("junction", list(JUNCTIONS))):
-            for value in getattr(self, name):
-                if value not in known:
-                    hint = registry.suggest(value, known)
-                    raise UsageError(f"{path}: '{name}' has {value!r}", hint)
+        self.check_choices(path, "junction", JUNCTIONS)
         for name in CHOSEN:
             if not getattr(self, name):
                 raise UsageError(f"{path}: '{name}' is empty")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from qemcli import registry
 from qemcli.errors import UsageError
-from qemcli.zoos.build.drawn import DrawnRecipe
+from qemcli.settings import like
+from qemcli.zoos.build.drawn import JUNCTIONS, DrawnRecipe
 from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.siren_recipe import SirenRecipe
 from qemcli.zoos.build.transformer_recipe import TransformerRecipe
@@ -34,7 +35,12 @@ class Recipe(DrawnRecipe):
 
     def check_architecture(self, path: Path) -> None:
         """Convolutions of positive sizes."""
-        if min(*self.channels, self.kernel, self.stride) < 1 or self.padding < 0:
+        self.check_choices(path, "junction", JUNCTIONS)
+        if (
+            not self.channels
+            or min(*self.channels, self.kernel, self.stride) < 1
+            or self.padding < 0
+        ):
             raise UsageError(f"{path}: channels, kernel and stride must be positive")
 
 
@@ -65,17 +71,6 @@ def load(path: Path) -> ZooRecipe:
         default = kinds[key].default
         if isinstance(value, list):
             document[key] = value = tuple(value)
-        if not _like(value, default):
+        if value is None or not like(value, kinds[key]):
             raise UsageError(f"{path}: '{key}' is {value!r}; something like {default!r} is needed")
     return FAMILIES[family](**document).checked(path)
-
-
-def _like(value: object, default: object) -> bool:
-    """True where the value has the default's type; whole numbers pass for real ones."""
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(_like(v, default[0]) for v in value)
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    return isinstance(value, type(default)) or (default is None and isinstance(value, str))

@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -67,10 +67,19 @@ def class_names(source: str) -> list[str]:
         return [str(i) for i in range(10)]
     import pyarrow.parquet
 
-    schema = pyarrow.parquet.read_schema(_fetched(source))
-    record = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = record.get("info", {}).get("features", {}).values()
-    return next((f["names"] for f in features if isinstance(f, dict) and f.get("names")), [])
+    features = _features(pyarrow.parquet.read_schema(_fetched(source))).values()
+    return next((f["names"] for f in features if f.get("names")), [])
+
+
+def _features(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
+    """What the `huggingface` metadata says of the columns that there are; {} where it is no such
+    record."""
+    try:
+        record = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        found = record.get("info", {}).get("features", {}).items()
+    except (ValueError, AttributeError):
+        return {}
+    return {n: f for n, f in found if isinstance(f, dict) and n in schema.names}
 
 
 Labelled = tuple[np.ndarray, np.ndarray]  # (p, channels, h, w) in [0, 1], (p,)
@@ -115,7 +124,14 @@ def _parquet(source: str) -> Labelled:
     pictures = [_picture(path, row) for row in table[image].to_pylist()]
     if len({p.shape for p in pictures}) != 1:
         raise InputError(f"{path}: its images have different sizes")
-    return np.stack(pictures), np.asarray(table[label].to_pylist())
+    return np.stack(pictures), _labels(path, table, label)
+
+
+def _labels(path: Path, table: pyarrow.Table, column: str) -> np.ndarray:
+    found = np.asarray(table[column].to_pylist())
+    if found.dtype.kind not in "iu":
+        raise InputError(f"{path}: column '{column}' has labels that are no whole numbers")
+    return found
 
 
 def read_texts(source: str) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +139,7 @@ def read_texts(source: str) -> tuple[np.ndarray, np.ndarray]:
     path, table = _table(source)
     text, label = _columns(path, table, "Value")
     found = ["" if one is None else one for one in table[text].to_pylist()]
-    return np.array(found, dtype=object), np.asarray(table[label].to_pylist())
+    return np.array(found, dtype=object), _labels(path, table, label)
 
 
 def _table(source: str) -> tuple[Path, pyarrow.Table]:
@@ -143,9 +159,7 @@ def _columns(path: Path, table: pyarrow.Table, wanted: str) -> tuple[str, str]:
     """(column of Image or of Value that is text, label column) from the `huggingface` schema
     metadata, else from the column types."""
     schema = table.schema
-    record = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = record.get("info", {}).get("features", {})
-    kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
+    kinds = {name: f.get("_type") for name, f in _features(schema).items()}
     for field in schema:
         if field.name not in kinds:
             kinds[field.name] = _kind(str(field.type))
@@ -176,8 +190,14 @@ def _picture(path: Path, row: dict[str, bytes]) -> np.ndarray:
             "images are read by pillow", "pip install 'qemcli[build]'"
         ) from None
     try:
-        pixels = np.asarray(Image.open(io.BytesIO(row["bytes"])), dtype=np.float32) / 255
-    except (UnidentifiedImageError, OSError, TypeError) as error:
+        image: Image.Image = Image.open(io.BytesIO(row["bytes"]))
+        deep = image.mode.startswith("I")  # 16 bits
+        if not deep:
+            image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        pixels = np.asarray(image, dtype=np.float32) / (65535 if deep else 255)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: a row that is no image of a zoo ({error})") from None
+    except (UnidentifiedImageError, OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: a row that is no image ({error})") from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
