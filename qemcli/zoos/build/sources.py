@@ -182,7 +182,7 @@ def _kind(arrow: str) -> str:
 
 
 def _picture(path: Path, row: dict[str, bytes]) -> np.ndarray:
-    """PNG or JPEG bytes -> (channels, height, width) in [0, 1]."""
+    """PNG or JPEG bytes -> (channels, height, width) in [0, 1]; transparency is a channel."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -192,8 +192,8 @@ def _picture(path: Path, row: dict[str, bytes]) -> np.ndarray:
     try:
         image: Image.Image = Image.open(io.BytesIO(row["bytes"]))
         deep = image.mode.startswith("I")  # 16 bits
-        if not deep:
-            image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        if not deep and image.mode not in ("L", "LA", "RGB", "RGBA"):
+            image = image.convert("L" if image.mode == "1" else "RGB")  # a palette's colours, ...
         pixels = np.asarray(image, dtype=np.float32) / (65535 if deep else 255)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: a row that is no image of a zoo ({error})") from None
