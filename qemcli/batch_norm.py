@@ -57,13 +57,16 @@ class BatchNorm:
 
     def folded(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The layer's weight and bias with the norm in them, in float64."""
-        at = {name: np.asarray(a, np.float64) for name, a in arrays.items()}
-        r = np.sqrt(at[self.variance] + EPS)
-        factor = at[self.gain] / r if self.gain else 1 / r
-        weight = at[self.weight] * factor.reshape(-1, *[1] * (at[self.weight].ndim - 1))
-        bias = 0.0 if self.made else at[self.bias]
-        shift = at[self.shift] if self.shift else 0.0
-        return {self.weight: weight, self.bias: factor * (bias - at[self.mean]) + shift}
+
+        def at(name: str | None, absent: float) -> np.ndarray:
+            return np.asarray(absent if name is None else arrays[name], np.float64)
+
+        weight, mean = at(self.weight, 0), at(self.mean, 0)
+        with np.errstate(all="ignore"):  # no variance is negative: NaN is flagged, not fatal
+            factor = at(self.gain, 1) / np.sqrt(at(self.variance, 1) + EPS)
+            bias = factor * (at(None if self.made else self.bias, 0) - mean) + at(self.shift, 0)
+            weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        return {self.weight: weight, self.bias: bias}
 
 
 def batch_norms(shapes: Shapes) -> tuple[BatchNorm, ...]:

@@ -82,9 +82,14 @@ class Checkpoint:
         reasons = {n: _reason(d) for n, d in self.dtypes.items() if d not in FLOATS}
         return (*self.skipped, *reasons.items())
 
+    def folds(self, space: WeightSpace) -> tuple[BatchNorm, ...]:
+        """The norms that are folded into the tensors of this space: none where it is only
+        listed."""
+        return () if isinstance(space, Opaque) else self.norms
+
     def holds(self, space: WeightSpace) -> bool:
         """Whether the file has every tensor of the space, in its shape."""
-        found = self.floats() if isinstance(space, Opaque) else self.weights()
+        found = without(self.floats(), self.folds(space))
         return all(found.get(name) == shape for name, shape in space.shapes.items())
 
     def dtype(self, name: str) -> str:
@@ -160,7 +165,7 @@ class Checkpoint:
     def folded(self, space: WeightSpace) -> dict[str, np.ndarray]:
         """name -> array of every tensor of the space: `norms` are folded in where it is
         understood."""
-        norms = () if isinstance(space, Opaque) else self.norms
+        norms = self.folds(space)
         made = {norm.bias for norm in norms if norm.made}
         own = [name for norm in norms for name in norm.own]
         arrays = self.tensors([*(n for n in space.names if n not in made), *own])

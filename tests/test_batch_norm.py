@@ -134,6 +134,14 @@ def test_what_names_do_not_tell_is_refused_and_listed_as_it_is(tmp_path, name) -
     )
 
 
+def test_a_variance_that_is_none_is_flagged_and_not_fatal(run, tmp_path) -> None:
+    state = _Named().state_dict() | {"bn1.running_var": torch.full((8,), -1.0)}
+    found = run("inspect", _saved(state, tmp_path / "net.pt"), "--json")
+    assert found.code == 0
+    assert found.json["rows"][0]["finite"] is False
+    assert "warning" not in found.err.lower()
+
+
 def test_a_network_that_is_only_listed_is_not_folded(tmp_path) -> None:
     state = _Named().state_dict() | {"downsample.0.weight": torch.ones(8, 8, 1, 1)}
     checkpoint = open_checkpoint(_saved(state, tmp_path / "resnet.pt"))

@@ -16,7 +16,7 @@ from qemcli.checkpoints import Checkpoint
 from qemcli.errors import InputError, QemError
 from qemcli.formats import safetensors
 from qemcli.recognition import turns
-from qemcli.spaces import Opaque, WeightSpace
+from qemcli.spaces import WeightSpace
 from qemcli.writing import beside
 from qemcli.zoos.scan import STATED, Entry, Reader, described, labels
 from qemcli.zoos.statistics import describe, fitting
@@ -270,7 +270,7 @@ def _spans(
 ) -> tuple[slice, ...] | None:
     """Where each tensor of the space lies, counted in float32; None where they cannot be taken as
     they are."""
-    if checkpoint.norms and not isinstance(space, Opaque):
+    if checkpoint.folds(space):
         return None
     slots = [header.slots[name] for name in space.names]
     odd = any(s.dtype != "float32" or (s.begin - start) % 4 for s in slots)
