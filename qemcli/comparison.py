@@ -41,7 +41,8 @@ from typing import Any
 from qemcli import registry
 from qemcli.designs import Design
 from qemcli.errors import UsageError
-from qemcli.recipes import fields, read_toml
+from qemcli.recipes import read_toml
+from qemcli.settings import fields
 from qemcli.training import Schedule
 
 Range = tuple[float, float]

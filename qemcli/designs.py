@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qemcli import registry
 from qemcli.errors import UnsupportedError, UsageError
 from qemcli.layers.metanetwork import Metanetwork, Mixed
-from qemcli.settings import like
+from qemcli.settings import fields
 from qemcli.spaces import Chain, Residual, Transformer, WeightSpace, chain_of
 
 if TYPE_CHECKING:
@@ -116,28 +116,16 @@ class Design:
         return registry.load("architectures", self.architecture)
 
     def _configured(self, config: type, given: dict[str, int]) -> Any:
-        known = {f.name: f for f in dataclasses.fields(config)}
         inside = self.quasi not in ("none", "balanced")
-        if inside and "quasi" not in known:
+        if inside and "quasi" not in (f.name for f in dataclasses.fields(config)):
             raise UsageError(
                 f"'{self.architecture}' has no equivariant layer to put '{self.quasi}' on",
                 "use --quasi balanced: it stands in front of any architecture",
             )
         about = {k: v for k, v in self.config.items() if self.edit is None or k not in EDITING}
         chosen = {**about, **given, **({"quasi": self.quasi} if inside else {})}
-        for name, value in chosen.items():
-            if name not in known:
-                raise UsageError(
-                    f"'{self.architecture}' has no setting '{name}'",
-                    registry.suggest(name, sorted(known)),
-                )
-            if not like(value, known[name]):
-                raise UsageError(
-                    f"'{self.architecture}': '{name}' is {value!r}; something like "
-                    f"{known[name].default!r} is needed"
-                )
-            chosen[name] = tuple(value) if isinstance(value, list) else value
-        return config(**chosen)
+        told = fields(config, chosen, f"'{self.architecture}'")
+        return config(**{n: tuple(v) if isinstance(v, list) else v for n, v in told.items()})
 
 
 def kinds(module: ModuleType) -> tuple[type[WeightSpace], ...]:

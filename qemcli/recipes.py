@@ -12,7 +12,7 @@ from typing import Any
 from qemcli import edits, registry
 from qemcli.designs import Design
 from qemcli.errors import InputError, UsageError
-from qemcli.settings import like
+from qemcli.settings import fields
 from qemcli.shipped import shipped
 from qemcli.training import Schedule
 
@@ -53,23 +53,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not TOML ({error})") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def fields(cls: type, given: dict[str, Any], where: str) -> dict[str, Any]:
-    """`given` where every key is a field of the dataclass and has a value of its kind; UsageError,
-    with the nearest name, otherwise."""
-    if not isinstance(given, dict):
-        raise UsageError(f"{where}: {given!r} stands where settings belong")
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key, value in given.items():
-        if key not in known:
-            hint = registry.suggest(key, list(known))
-            raise UsageError(f"{where}: no setting is called '{key}'", hint)
-        if not like(value, known[key]):
-            raise UsageError(
-                f"{where}: '{key}' is {value!r}, like {known[key].default!r} is needed"
-            )
-    return given
 
 
 def find(name: str, kind: str, file: str) -> Path:

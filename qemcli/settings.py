@@ -5,8 +5,27 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from qemcli import registry
+from qemcli.errors import UsageError
 
-def like(value: object, field: dataclasses.Field[Any]) -> bool:
+
+def fields(cls: type, given: object, where: str) -> dict[str, Any]:
+    """`given` where every key is a field of the dataclass and has a value of its kind; UsageError,
+    with the nearest name, otherwise."""
+    if not isinstance(given, dict):
+        raise UsageError(f"{where}: {given!r} stands where settings belong")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in given.items():
+        if key not in known:
+            hint = registry.suggest(key, sorted(known))
+            raise UsageError(f"{where}: no setting is called '{key}'", hint)
+        if not _like(value, known[key]):
+            default = known[key].default
+            raise UsageError(f"{where}: '{key}' is {value!r}; something like {default!r} is needed")
+    return given
+
+
+def _like(value: object, field: dataclasses.Field[Any]) -> bool:
     """True where the value has the kind of the field's default, or of one of those that its
     annotation joins; whole numbers pass for real ones, lists for tuples."""
     kinds = str(field.type)

@@ -186,7 +186,7 @@ def test_architectures_that_differ_in_stride_alone_are_two(
         ("lr = [0.0, 1.0]", "above 0"),
         ("dropout = [0.5, 1.0]", "dropout"),
         ("models = 0", "positive"),
-        ("channels = [3]", "no setting 'channels'"),
+        ("channels = [3]", "no setting is called 'channels'"),
     ],
 )
 def test_recipe_names_what_is_wrong(text: str, said: str, tmp_path: Path) -> None:

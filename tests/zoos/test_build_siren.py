@@ -260,7 +260,7 @@ def test_colour_images_are_fitted(tmp_path: Path) -> None:
     [
         ("family = 'sirn'", "Did you mean 'siren'"),
         ("family = 'siren'\nconvention = 'dwsnets'", "Did you mean 'dws'"),
-        ("family = 'siren'\nmodels = 3", "no setting 'models'"),
+        ("family = 'siren'\nmodels = 3", "no setting is called 'models'"),
         ("family = 'siren'\nwidths = []", "positive"),
         ("family = 'siren'\nshared_init = 1", "something like False"),
         ("family = 'siren'\nw0 = 0", "above 0"),

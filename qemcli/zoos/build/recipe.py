@@ -3,14 +3,14 @@ default and a unit or a range."""
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qemcli import registry
 from qemcli.errors import UsageError
-from qemcli.settings import like
+from qemcli.settings import fields
 from qemcli.zoos.build.drawn import JUNCTIONS, DrawnRecipe
 from qemcli.zoos.build.mixed_recipe import MixedRecipe
 from qemcli.zoos.build.siren_recipe import SirenRecipe
@@ -64,13 +64,6 @@ def load(path: Path) -> ZooRecipe:
     if family not in FAMILIES:
         known = list(FAMILIES)
         raise UsageError(f"{path}: no family '{family}'", registry.suggest(family, known))
-    kinds = {f.name: f for f in dataclasses.fields(FAMILIES[family])}
-    for key, value in document.items():
-        if key not in kinds:
-            raise UsageError(f"{path}: no setting '{key}'", registry.suggest(key, list(kinds)))
-        default = kinds[key].default
-        if isinstance(value, list):
-            document[key] = value = tuple(value)
-        if value is None or not like(value, kinds[key]):
-            raise UsageError(f"{path}: '{key}' is {value!r}; something like {default!r} is needed")
-    return FAMILIES[family](**document).checked(path)
+    given = fields(FAMILIES[family], document, str(path))
+    told: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    return FAMILIES[family](**told).checked(path)
