@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from qemcli import registry
 from qemcli.errors import UsageError
 from qemcli.spaces import ACTIVATIONS
 from qemcli.zoos.build.zoo_recipe import ZooRecipe
@@ -78,17 +76,6 @@ class DrawnRecipe(ZooRecipe):
         self.check_choices(path, "activation", sorted(ACTIVATIONS))
         self.check_architecture(path)
         return self
-
-    def check_choices(self, path: Path, name: str, known: Sequence[str]) -> None:
-        """UsageError where a setting has no value, or one that is not known."""
-        value = getattr(self, name)
-        values = (value,) if isinstance(value, str) else value
-        if not values:
-            raise UsageError(f"{path}: '{name}' is empty", f"of {', '.join(known)}")
-        for one in values:
-            if one not in known:
-                hint = registry.suggest(one, list(known))
-                raise UsageError(f"{path}: '{name}' has {one!r}", hint)
 
     @abstractmethod
     def check_architecture(self, path: Path) -> None:

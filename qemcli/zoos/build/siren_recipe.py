@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from qemcli import registry
 from qemcli.errors import UsageError
 from qemcli.spaces import CONVENTIONS
 from qemcli.zoos.build.zoo_recipe import ZooRecipe
@@ -62,12 +61,8 @@ class SirenRecipe(ZooRecipe):
 
     def checked(self, path: Path) -> SirenRecipe:
         """The recipe where it can be fitted; UsageError otherwise."""
-        for name, known in (("convention", list(CONVENTIONS)), ("init", list(INITS))):
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"{path}: '{name}' is {getattr(self, name)!r}",
-                    registry.suggest(getattr(self, name), known),
-                )
+        self.check_choices(path, "convention", list(CONVENTIONS))
+        self.check_choices(path, "init", INITS)
         counts = (self.train, self.val, self.test, self.views, self.block, *self.widths)
         if not self.widths or min(counts) < 1 or self.steps < 0:
             raise UsageError(

@@ -75,11 +75,7 @@ class TransformerRecipe(ZooRecipe):
 
     def checked(self, path: Path) -> TransformerRecipe:
         """The recipe where its values can be trained; UsageError otherwise."""
-        unknown = set(self.optimizer) - set(OPTIMIZERS)
-        if unknown or not self.optimizer:
-            raise UsageError(
-                f"{path}: 'optimizer' is {list(self.optimizer)}", f"of {', '.join(OPTIMIZERS)}"
-            )
+        self.check_choices(path, "optimizer", OPTIMIZERS)
         for name in AXES:
             values = getattr(self, name)
             top = {"train_fraction": 1.0, "dropout": 0.99}.get(name, float("inf"))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from qemcli import registry
+from qemcli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,14 @@ class ZooRecipe(ABC):
     def checked(self, path: Path) -> Self:
         """The recipe where its networks can be drawn and trained; UsageError that names `path`
         where they cannot."""
+
+    def check_choices(self, path: Path, name: str, known: Sequence[str]) -> None:
+        """UsageError where a setting has no value, or one that is not known."""
+        value = getattr(self, name)
+        values = (value,) if isinstance(value, str) else value
+        if not values:
+            raise UsageError(f"{path}: '{name}' is empty", f"of {', '.join(known)}")
+        for one in values:
+            if one not in known:
+                hint = registry.suggest(one, list(known))
+                raise UsageError(f"{path}: '{name}' has {one!r}", hint)
