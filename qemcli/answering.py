@@ -103,13 +103,13 @@ def answer(
     error: InputError | None = None
     fitting = _Fitting(task, predictor, zoo.record.get("classes"), say)
     for space, flat, positions in zoo.batches(CHUNK):
+        _stop(strict, [*found.failed, *zoo.failures])
         chosen = fitting(space)
         table = zoo.index.iloc[positions]
         names = table["checkpoint"].tolist()
         if isinstance(chosen, InputError):
             error = chosen
             found.failed += [{"checkpoint": n, "reason": chosen.message} for n in names]
-            _stop(strict, found.failed)
             continue
         if chosen.name not in found.predictors:
             found.predictors.append(chosen.name)
@@ -120,7 +120,6 @@ def answer(
         values = chosen.predict(rows, batch_size, device, carried=kept is not None).numpy()
         _collect(found, module, chosen.classes, table, values)
         advance(len(names))
-        _stop(strict, [*found.failed, *zoo.failures])
     found.failed += zoo.failures  # read last: files may break between opening and loading
     _stop(strict, found.failed)
     if not found.rows:

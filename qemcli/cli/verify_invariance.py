@@ -159,7 +159,7 @@ def _verified(
         )
     if module:
         opened = open_zoo(zoo, sink.note, activation=activation)
-        space, _ = _one(opened)
+        space, _ = next(opened.groups())
         flat = verification.networks(space, [opened], networks, activation)
         model = verification.module(module, Path(checkpoint)).to(check.dtype)
         groups = [group] if group else applicable(space)
@@ -193,7 +193,7 @@ def _one(zoo: Zoo) -> tuple[WeightSpace, Tensor]:
     """(space, (n, D)) of the first networks that can be read; InputError where none can."""
     from qemcli.errors import InputError
 
-    for space, flat, _ in zoo.batches():
+    for space, flat, _ in zoo.load():
         return space, flat
     reasons = [f"{item['checkpoint']}: {item['reason']}" for item in zoo.failures[:1]]
     raise InputError(

@@ -5,8 +5,7 @@
     e_ij' = Linear(silu(Linear e_ij + Linear x_j' + Linear x_i'))
 
 c_i = log(deg_i + 1) over its mean. A is split into the parts of i and of j, and whatever is linear
-in a row is one matrix. Source: arXiv:2403.12143 and, for the
-aggregation, arXiv:2004.05718.
+in a row is one matrix. Source: arXiv:2403.12143 and, for the aggregation, arXiv:2004.05718.
 """
 
 from __future__ import annotations
