@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qemcli import registry
 from qemcli.designs import Design, prepared
 from qemcli.edits import find
 from qemcli.errors import InputError
@@ -111,7 +112,8 @@ def gather(
     if not spaces:
         said = f" ({failed[0]['checkpoint']}: {failed[0]['reason']})" if failed else ""
         raise InputError(
-            f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with{said}"
+            f"no finite checkpoint has a '{task.TARGET}' to learn from or compare with{said}",
+            _other(zoos),
         )
     if edit is not None and len(spaces) > 1:
         kinds = sorted({_kind(s) for s in spaces})
@@ -127,6 +129,14 @@ def gather(
     if edit is not None:
         wanted = find(edit).of(spaces[0], found.flats[0])
     return Sample(found, wanted, index, classes, failed)
+
+
+def _other(zoos: list[Zoo]) -> str | None:
+    """The tasks whose labels the zoos do have."""
+    columns = {str(column) for zoo in zoos for column in zoo.index.columns}
+    known = {name: registry.load("tasks", name).TARGET for name in registry.names("tasks")}
+    found = [f"'{target}' ({name})" for name, target in known.items() if target in columns]
+    return f"there is {', '.join(found)}" if found else "qem index --labels FILE joins a table"
 
 
 def _number(spaces: list[WeightSpace], numbers: dict[WeightSpace, int], space: WeightSpace) -> int:

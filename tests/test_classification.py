@@ -259,3 +259,10 @@ def test_classify_with_nothing_else_reads_the_embedded_digits(run: Callable) -> 
     assert "siren-mnist" in ran.err
     assert ran.json["n"] == ran.json["labelled"] == 120
     assert ran.json["accuracy"] > 0.9
+
+
+def test_a_zoo_with_other_labels_is_told_its_task(run, tmp_path) -> None:
+    found = run("train", "--zoo", "siren-heldout", "-a", "statnn", "--out", tmp_path / "p")
+    assert found.code == 3
+    assert "no finite checkpoint has a 'test_accuracy'" in found.err
+    assert "there is 'label' (classification)" in found.err
